@@ -1,0 +1,1 @@
+"""Scripted conversations, and the checks that a healthy installation passes."""

@@ -1,0 +1,1 @@
+"""Small model servers, each a process of its own, supervised by the brain."""

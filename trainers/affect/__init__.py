@@ -1,0 +1,1 @@
+"""The affect head: its data, its labels, its training."""
