@@ -1,0 +1,1 @@
+"""Limbic: an embedded chat agent that feels the conversation."""
