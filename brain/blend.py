@@ -80,9 +80,13 @@ class Blend:
         if not sides:
             return Window(results={}, open_ms=0.0)
         tasks = {name: asyncio.ensure_future(side) for name, side in sides.items()}
-        done_at: dict[str, float] = {}
-        for name, task in tasks.items():
-            task.add_done_callback(lambda _, n=name: done_at.setdefault(n, self._clock.monotonic()))
+        done_at: dict[asyncio.Future[Any], float] = {}
+
+        def stamp(task: asyncio.Future[Any]) -> None:
+            done_at[task] = self._clock.monotonic()
+
+        for task in tasks.values():
+            task.add_done_callback(stamp)
         try:
             await asyncio.wait(tasks.values(), timeout=self.soft_deadline_ms / 1000)
         except asyncio.CancelledError:
@@ -91,7 +95,7 @@ class Blend:
         window = Window(results={}, open_ms=(self._clock.monotonic() - started) * 1000)
         for name, task in tasks.items():
             if task.done():
-                ms = (done_at.get(name, self._clock.monotonic()) - started) * 1000
+                ms = (done_at.get(task, self._clock.monotonic()) - started) * 1000
                 window.results[name] = _settle(task, ms)
                 self._note(window.results[name])
             else:
