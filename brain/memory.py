@@ -1,0 +1,318 @@
+"""Long-term recall: salient things that the person said, found again when they matter.
+
+Only the person's own words are kept. What the agent said is never recalled as fact: feeding replies
+back makes them collapse into repetition. Recall ranks by similarity, recency and emotional
+weight; similarity is the cosine of sentence vectors where an encoder made them (``sqlite-vec``),
+and BM25 over words (SQLite FTS5) where not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sqlite3
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import sqlite_vec
+
+from brain.schema import Affect, Foresight, Vector
+from brain.settings import MemorySettings
+from brain.store import Store
+from brain.store_sql import NewMemory
+
+MIN_WORDS = 4
+KEEP_FROM_WEIGHT = 0.25
+CANDIDATES = 24
+SIMILARITY_SHARE, RECENCY_SHARE, WEIGHT_SHARE = 0.6, 0.15, 0.25
+DAY_S = 86_400.0
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_SELF = re.compile(r"\b(i|i'm|im|i've|i'll|i'd|me|my|mine|we|our|us)\b", re.IGNORECASE)
+_COMMON = frozenset(
+    [
+        "a",
+        "about",
+        "after",
+        "again",
+        "all",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "before",
+        "being",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "don't",
+        "down",
+        "for",
+        "from",
+        "get",
+        "go",
+        "got",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "here",
+        "him",
+        "his",
+        "how",
+        "i",
+        "i'm",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "it's",
+        "its",
+        "just",
+        "know",
+        "like",
+        "me",
+        "more",
+        "my",
+        "no",
+        "not",
+        "now",
+        "of",
+        "on",
+        "one",
+        "or",
+        "our",
+        "out",
+        "really",
+        "she",
+        "should",
+        "so",
+        "some",
+        "that",
+        "that's",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "they",
+        "think",
+        "this",
+        "to",
+        "too",
+        "up",
+        "us",
+        "very",
+        "was",
+        "we",
+        "well",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "why",
+        "will",
+        "with",
+        "would",
+        "yes",
+        "you",
+        "your",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A memory and why it came up: ``score`` in [0, 1] and the kind of similarity used."""
+
+    seq: int
+    text: str
+    score: float
+    by: Literal["vector", "words"]
+
+
+def salience(text: str, affect: Affect | None) -> float:
+    """How much a message is worth keeping, in [0, 1].
+
+    Emotional strength (the largest axis times confidence) where affect was measured; otherwise
+    whether people speak of themselves, which is what later turns refer to.
+    """
+    words = _WORD.findall(text)
+    if len(words) < MIN_WORDS:
+        return 0.0
+    weight = 0.3 if _SELF.search(text) else 0.1
+    if text.rstrip().endswith("?"):
+        weight -= 0.1
+    if affect is not None:
+        strength = max(abs(affect.valence), abs(affect.intimacy), abs(affect.tension))
+        weight = max(weight, strength * affect.confidence)
+    return min(1.0, max(0.0, weight))
+
+
+def to_keep(text: str, affect: Affect | None, foresight: Foresight | None) -> NewMemory | None:
+    """The memory that a message leaves, or ``None`` when it is not worth keeping."""
+    weight = salience(text, affect)
+    if weight < KEEP_FROM_WEIGHT:
+        return None
+    vector = foresight.vector if foresight is not None else None
+    return NewMemory(
+        text=text,
+        weight=weight,
+        encoder=foresight.model if foresight is not None and vector else None,
+        vector=pack(vector) if vector else None,
+    )
+
+
+def pack(vector: Vector) -> bytes:
+    """Float32 little-endian, the form that ``sqlite-vec`` reads."""
+    return struct.pack(f"<{len(vector)}f", *vector)
+
+
+class Memory:
+    """Recall over one store."""
+
+    def __init__(self, settings: MemorySettings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+
+    async def recall(
+        self,
+        session_id: str,
+        text: str,
+        *,
+        before_seq: int,
+        at: float,
+        vector: Vector | None = None,
+    ) -> list[Recalled]:
+        """Memories near ``text`` (or ``vector``) among turns before ``before_seq``, best first.
+
+        Turns from ``before_seq`` on are in the prompt already. Empty when disabled.
+        """
+        s = self._settings
+        if not s.enabled or s.max_recalled == 0 or before_seq <= 1:
+            return []
+        found = await self._store.run(_candidates, session_id, text, vector, before_seq)
+        half_life_s = s.recency_half_life_days * DAY_S
+        ranked = [
+            Recalled(
+                seq=seq,
+                text=words,
+                by=by,
+                score=SIMILARITY_SHARE * similarity
+                + RECENCY_SHARE * math.exp2(-max(0.0, at - created) / half_life_s)
+                + WEIGHT_SHARE * weight,
+            )
+            for seq, words, similarity, weight, created, by in found
+        ]
+        ranked.sort(key=lambda item: (-item.score, -item.seq))
+        return [item for item in ranked if item.score >= s.min_score][: s.max_recalled]
+
+    async def listing(self, session_id: str, limit: int = 20) -> list[tuple[int, float, str]]:
+        """(turn, weight, text) of the strongest memories of a session."""
+        return await self._store.run(_listing, session_id, limit)
+
+    async def forget(self, session_id: str, seq: int) -> bool:
+        """Remove the memory of one turn; whether there was one."""
+        return await self._store.run(_forget, session_id, seq)
+
+
+Candidate = tuple[int, str, float, float, float, Literal["vector", "words"]]
+
+
+def query_words(text: str, limit: int = 12) -> list[str]:
+    """Content words of a message, longest first: what a word search asks for."""
+    words = {w.lower() for w in _WORD.findall(text)}
+    return sorted(words - _COMMON, key=lambda w: (-len(w), w))[:limit]
+
+
+def _candidates(
+    connection: sqlite3.Connection,
+    session_id: str,
+    text: str,
+    vector: Vector | None,
+    before_seq: int,
+) -> list[Candidate]:
+    found: dict[int, Candidate] = {}
+    if vector and load_vec(connection):
+        rows = connection.execute(
+            "SELECT seq, text, 1.0 - vec_distance_cosine(vector, ?), weight, created_at"
+            " FROM memories WHERE session_id=? AND seq<? AND length(vector)=? ORDER BY 3 DESC"
+            " LIMIT ?",
+            (pack(vector), session_id, before_seq, 4 * len(vector), CANDIDATES),
+        )
+        found = {
+            seq: (seq, words, max(0.0, cosine), weight, at, "vector")
+            for seq, words, cosine, weight, at in rows
+        }
+    if words_asked := query_words(text):
+        found = {**_by_words(connection, session_id, words_asked, before_seq), **found}
+    return list(found.values())
+
+
+def _by_words(
+    connection: sqlite3.Connection, session_id: str, asked: Sequence[str], before_seq: int
+) -> dict[int, Candidate]:
+    match = " OR ".join('"' + word.replace('"', "") + '"' for word in asked)
+    rows = connection.execute(
+        "SELECT m.seq, m.text, -bm25(memories_fts), m.weight, m.created_at FROM memories_fts"
+        " JOIN memories m ON m.id = memories_fts.rowid"
+        " WHERE memories_fts MATCH ? AND m.session_id=? AND m.seq<? ORDER BY 3 DESC LIMIT ?",
+        (match, session_id, before_seq, CANDIDATES),
+    )
+    wanted = set(asked)
+    result: dict[int, Candidate] = {}
+    for seq, text, _, weight, at in rows:
+        # BM25 is unbounded and tiny in small sets; the share of asked words found is in [0, 1].
+        shared = len(wanted & {w.lower() for w in _WORD.findall(text)})
+        similarity = max(shared, 1) / math.sqrt(len(wanted) * max(1, len(set(query_words(text)))))
+        result[seq] = (seq, text, min(1.0, similarity), weight, at, "words")
+    return result
+
+
+def load_vec(connection: sqlite3.Connection) -> bool:
+    """Load ``sqlite-vec`` into the connection; ``False`` where Python forbids extensions."""
+    try:
+        connection.execute("SELECT vec_version()")
+    except sqlite3.OperationalError:
+        try:
+            connection.enable_load_extension(True)
+            sqlite_vec.load(connection)
+            connection.enable_load_extension(False)
+        except (AttributeError, sqlite3.OperationalError):
+            return False
+    return True
+
+
+def _listing(
+    connection: sqlite3.Connection, session_id: str, limit: int
+) -> list[tuple[int, float, str]]:
+    return connection.execute(
+        "SELECT seq, weight, text FROM memories WHERE session_id=? ORDER BY weight DESC, seq DESC"
+        " LIMIT ?",
+        (session_id, limit),
+    ).fetchall()
+
+
+def _forget(connection: sqlite3.Connection, session_id: str, seq: int) -> bool:
+    cursor = connection.execute(
+        "DELETE FROM memories WHERE session_id=? AND seq=?", (session_id, seq)
+    )
+    return cursor.rowcount > 0
