@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from brain.persona import Persona
 from brain.schema import Behaviour, Message
+from brain.settings import Settings
 
 MAX_TAIL_TOKENS = 40
+RESERVED_TOKENS = 400  # persona, standing memory, tail and a long message
 SNIPPET_CHARS = 90
 PER_MESSAGE_TOKENS = 6  # role markers of common chat templates: ChatML needs five
 
@@ -28,6 +30,31 @@ class Exchange:
     user: str
     reply: str
     tokens: int
+
+
+def estimate_tokens(text: str) -> int:
+    """A cautious guess, used until the model has counted: one token for three characters."""
+    return len(text) // 3 + 1 + PER_MESSAGE_TOKENS
+
+
+def history_budget(settings: Settings) -> int:
+    """Tokens that history may take: the configured share, never more than the context holds
+    beside persona, message, tail and reply."""
+    room = settings.llm.context_tokens - settings.chat.max_reply_tokens - RESERVED_TOKENS
+    return max(0, min(settings.chat.history_tokens, room))
+
+
+def fitting(history: Sequence[Exchange], text: str, settings: Settings) -> Sequence[Exchange]:
+    """History for one turn: all of it, less the oldest turns when a very long message needs the
+    room. Does not move the remembered start: the next, shorter message has it all again."""
+    room = settings.llm.context_tokens - settings.chat.max_reply_tokens - RESERVED_TOKENS
+    room -= max(0, estimate_tokens(text) - RESERVED_TOKENS // 2)
+    total = sum(turn.tokens for turn in history)
+    first = 0
+    while first < len(history) and total > room:
+        total -= history[first].tokens
+        first += 1
+    return history[first:]
 
 
 def head(

@@ -1,0 +1,411 @@
+"""One turn, top to bottom.
+
+claim the session → make the user's words durable → open the window: affect, foresight, recall and
+the LLM's prefill start together → at the soft deadline take what is there → state → behaviour →
+prompt → stream → commit reply, affect and state in one transaction → prefill in idle time.
+
+A turn that fails or is cancelled leaves no trace in the state. A reply that breaks off is kept as
+far as it came, marked partial, and its error is raised after it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from brain import memory as memories
+from brain import prompt
+from brain.affect_classifier import AffectClassifier
+from brain.behaviour import behave
+from brain.blend import Blend, SideResult, Window
+from brain.clock import Clock
+from brain.errors import LimbicError, ProtocolError, StoreError
+from brain.events import Emit
+from brain.foresight import ForesightClient, ForesightState
+from brain.llm import LLMClient, LLMStream
+from brain.memory import Memory
+from brain.schema import Affect, Message, check_text
+from brain.sessions import LateAnswer, Session, Sessions
+from brain.settings import Settings
+from brain.state import (
+    Event,
+    HormoneState,
+    affect_event,
+    late_weight,
+    message_event,
+    surprise_event,
+)
+from brain.store import Store
+from brain.store_sql import StoredTurn, TurnCommit
+from brain.telemetry import Telemetry
+from brain.turn import Turn
+
+PREFILL_DEADLINE_MS = 30_000
+CONTEXT_TURNS = 2
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a turn needs; ``classifier`` and ``foresight`` may be absent, chat is complete without."""
+
+    settings: Settings
+    clock: Clock
+    emit: Emit
+    telemetry: Telemetry
+    store: Store
+    sessions: Sessions
+    memory: Memory
+    blend: Blend
+    llm: LLMClient
+    classifier: AffectClassifier | None = None
+    foresight: ForesightClient | None = None
+
+
+class Chat:
+    """Runs turns. One for a brain; holds no state of its own."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._p = parts
+
+    async def run(self, turn: Turn) -> AsyncGenerator[str, None]:
+        """Yield the reply's tokens as they come; see the module docstring for the order."""
+        p = self._p
+        started = p.clock.monotonic()
+        turn.text = check_text(turn.text, max_chars=p.settings.chat.max_text_chars)
+        async with p.sessions.claim(turn.session_id) as session:
+            _stamp(turn, "claim_ms", started, p.clock)
+            sent_at = p.clock.time()
+            begun = await p.store.begin_turn(turn.session_id, turn.turn_id, turn.text, at=sent_at)
+            turn.seq = begun.seq
+            _stamp(turn, "begin_ms", started, p.clock)
+            if begun.status != "begun":
+                _repeat(turn, begun)
+                yield turn.reply
+                return
+            live = _LiveTurn(p, session, turn, started=started, sent_at=sent_at)
+            try:
+                async with aclosing(live.tokens()) as tokens:
+                    async for token in tokens:
+                        yield token
+            except (asyncio.CancelledError, GeneratorExit):
+                if turn.status == "running":
+                    await live.abandon("cancelled", None)
+                raise
+            except LimbicError as error:
+                turn.error = error
+                if turn.status == "running":
+                    await live.abandon("failed", error)
+                raise
+            except Exception as error:
+                if turn.status == "running":
+                    await live.abandon("failed", LimbicError(f"internal error: {error!r:.200}"))
+                raise
+
+
+class _LiveTurn:
+    """The state of one running turn, between a durable message and a committed reply."""
+
+    def __init__(
+        self, parts: Parts, session: Session, turn: Turn, *, started: float, sent_at: float
+    ) -> None:
+        self.p, self.session, self.turn = parts, session, turn
+        self.started, self.sent_at = started, sent_at
+        self.before = session.engine.peek()
+        self.next_foresight: ForesightState | None = None
+        self.applied: list[LateAnswer] = []
+        self.stream: LLMStream | None = None
+        self.window = Window(results={}, open_ms=0.0)
+
+    async def tokens(self) -> AsyncGenerator[str, None]:
+        p, turn, session = self.p, self.turn, self.session
+        fitting = prompt.fitting(session.history, turn.text, p.settings)
+        head = prompt.head(session.persona, fitting)
+        window = self.window = await self._open_window(head)
+        _stamp(turn, "window_ms", self.started, p.clock)
+        events = self._take(window)
+        turn.state = session.engine.peek(events)
+        turn.behaviour = behave(
+            session.persona,
+            turn.state,
+            turn.affect,
+            max_reply_tokens=p.settings.chat.max_reply_tokens,
+        )
+        messages = prompt.build(
+            head, turn.text, turn.behaviour, recalled=turn.recalled,
+            tail_role=p.settings.llm.tail_role,
+        )  # fmt: skip
+        _stamp(turn, "prompt_ms", self.started, p.clock)
+        try:
+            async with p.llm.stream(
+                messages, behaviour=turn.behaviour, turn_id=turn.turn_id
+            ) as stream:
+                self.stream = stream
+                async for token in stream:
+                    if not turn.reply:
+                        _stamp(turn, "first_token_ms", self.started, p.clock)
+                    turn.reply += token
+                    yield token
+        except LimbicError as error:
+            if not turn.reply.strip():
+                raise
+            await self._commit(events, error)
+            raise
+        if not turn.reply.strip():
+            raise ProtocolError("the model answered with nothing; ask again", remote="llm")
+        await self._commit(events, None)
+
+    async def _open_window(self, head: list[Message]) -> Window:
+        """Start the side models, recall and prefill together; return when the window closes."""
+        p, turn, session = self.p, self.turn, self.session
+        sides: dict[str, Awaitable[Any]] = {}
+        deadline_ms = p.settings.blend.hard_deadline_ms
+        if p.classifier is not None:
+            context = [text for e in session.history[-1:] for text in (e.user, e.reply)]
+            sides["affect"] = p.classifier.score(
+                turn.text, context[-CONTEXT_TURNS:], turn_id=turn.turn_id, deadline_ms=deadline_ms
+            )
+        if p.foresight is not None:
+            sides["foresight"] = p.foresight.observe(
+                session.foresight, turn.text, turn_id=turn.turn_id, deadline_ms=deadline_ms
+            )
+        if p.settings.memory.enabled and session.history_start > 1:
+            sides["recall"] = p.memory.recall(
+                turn.session_id, turn.text, before_seq=session.history_start, at=self.sent_at
+            )
+        if not sides:
+            return Window(results={}, open_ms=0.0)
+        prefill = asyncio.create_task(
+            p.llm.prefill(
+                prompt.with_user(head, turn.text),
+                turn_id=turn.turn_id,
+                deadline_ms=PREFILL_DEADLINE_MS,
+            )
+        )
+        try:
+            return await p.blend.open(sides, turn_id=turn.turn_id, on_late=self._on_late)
+        finally:
+            # What is evaluated stays cached at the server; the reply must not wait behind the rest.
+            prefill.cancel()
+
+    def _take(self, window: Window) -> list[Event]:
+        """Results in time become this turn's; answers that came late to earlier turns join once."""
+        p, turn, session = self.p, self.turn, self.session
+        turn.affect = window.value("affect")
+        observed = window.value("foresight")
+        if observed is not None:
+            turn.foresight, self.next_foresight = observed
+        recalled = window.value("recall")
+        turn.recalled = recalled[0].text if recalled else None
+        if turn.affect is not None:
+            p.telemetry.affect(session.session_id, turn.turn_id, turn.text, turn.affect, late=False)
+        events = [message_event(), *self._late_events()]
+        if turn.affect is not None:
+            events.append(affect_event(turn.affect))
+        if turn.foresight is not None and turn.foresight.surprise is not None:
+            events.append(surprise_event(turn.foresight.surprise))
+        return events
+
+    def _late_events(self) -> list[Event]:
+        blend = self.p.settings.blend
+        events = []
+        now = self.p.clock.monotonic()
+        for answer in self.session.late:
+            age_s = now - answer.at
+            weight = late_weight(
+                age_s, half_life_s=blend.late_half_life_s, max_age_s=blend.late_max_age_s
+            )
+            self.applied.append(answer)
+            self.turn.late_applied.append(
+                {"side": answer.side, "turn_id": answer.turn_id, "age_s": round(age_s, 2),
+                 "weight": round(weight, 4)}
+            )  # fmt: skip
+            if weight <= 0.0:
+                continue
+            if isinstance(answer.value, Affect):
+                events.append(affect_event(answer.value, weight=weight))
+            elif answer.value.surprise is not None:
+                events.append(surprise_event(answer.value.surprise, weight=weight))
+        return events
+
+    def _on_late(self, side: str, value: Any, age_ms: float) -> None:
+        """An answer after the deadline belongs to this turn; it is blended into the next one."""
+        p, session, turn = self.p, self.session, self.turn
+        if side == "foresight":
+            value = value[0]
+        elif side != "affect":
+            return
+        if turn.status in ("cancelled", "failed"):
+            p.emit("late_dropped", side=side, turn_id=turn.turn_id, reason=turn.status)
+            return
+        if any(a.side == side and a.turn_id == turn.turn_id for a in session.late):
+            p.emit("late_dropped", side=side, turn_id=turn.turn_id, reason="duplicate")
+            return
+        session.late.append(
+            LateAnswer(side=side, turn_id=turn.turn_id, seq=turn.seq, value=value, at=self.started)
+        )
+        if isinstance(value, Affect):
+            session.last_affect = value
+            p.telemetry.affect(session.session_id, turn.turn_id, turn.text, value, late=True)
+            session.spawn(asyncio.create_task(self._store_late(value)))
+
+    async def _store_late(self, affect: Affect) -> None:
+        try:
+            await self.p.store.add_late_affect(self.session.session_id, self.turn.seq, affect)
+        except StoreError as error:
+            self.p.emit("late_not_stored", turn_id=self.turn.turn_id, error=str(error))
+
+    async def _commit(self, events: list[Event], error: LimbicError | None) -> None:
+        """Write everything in one transaction; a cancellation that comes meanwhile comes after."""
+        work = asyncio.create_task(self._write(events, error))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.cancelled() and work.exception() is not None:
+                self.p.emit("commit_failed", turn_id=self.turn.turn_id, error=str(work.exception()))
+            raise
+
+    async def _write(self, events: list[Event], error: LimbicError | None) -> None:
+        p, turn, session = self.p, self.turn, self.session
+        status = "done" if error is None else "partial"
+        tokens = prompt.estimate_tokens(turn.text) + (
+            self.stream.completion_tokens if self.stream and self.stream.completion_tokens
+            else prompt.estimate_tokens(turn.reply)
+        )  # fmt: skip
+
+        async def persist(state: HormoneState) -> None:
+            turn.state = state
+            _stamp(turn, "commit_ms", self.started, p.clock)
+            record = self._record(status, error)
+            await p.store.finish_turn(
+                TurnCommit(
+                    session_id=session.session_id, seq=turn.seq, status=status, reply=turn.reply,
+                    affect=turn.affect, state=state, record=record, tokens=tokens,
+                    at=p.clock.time(), error=str(error) if error else None,
+                    foresight=self.next_foresight.to_bytes() if self.next_foresight else None,
+                    memory=memories.to_keep(turn.text, turn.affect, turn.foresight),
+                )
+            )  # fmt: skip
+
+        turn.state = await session.engine.register_event(*events, commit=persist)
+        turn.status = status
+        turn.error = error
+        session.history.append(
+            prompt.Exchange(seq=turn.seq, user=turn.text, reply=turn.reply, tokens=tokens)
+        )
+        session.last_affect = turn.affect or session.last_affect
+        session.late = [answer for answer in session.late if answer not in self.applied]
+        if self.next_foresight is not None:
+            session.foresight = self.next_foresight
+        _stamp(turn, "total_ms", self.started, p.clock)
+        p.telemetry.turn(self._record(status, error), turn)
+        session.spawn(asyncio.create_task(self._afterwards()))
+
+    async def abandon(self, status: Any, error: LimbicError | None) -> None:
+        """Record a turn that did not commit. Never raises: the caller has an error of its own."""
+        p, turn = self.p, self.turn
+        turn.status = status
+        turn.state = None
+        _stamp(turn, "total_ms", self.started, p.clock)
+        record = self._record(status, error)
+        p.telemetry.turn(record, turn)
+        try:
+            await asyncio.shield(
+                p.store.abandon_turn(
+                    turn.session_id, turn.seq, status=status, reply=turn.reply, record=record,
+                    error=str(error) if error else None, at=p.clock.time(),
+                )
+            )  # fmt: skip
+        except (StoreError, asyncio.CancelledError) as problem:
+            p.emit("abandon_not_stored", turn_id=turn.turn_id, error=repr(problem))
+
+    async def _afterwards(self) -> None:
+        """Idle work after a commit: real token counts, trimming, prefill, anticipation."""
+        p, session, turn = self.p, self.session, self.turn
+        try:
+            await self._count_and_trim()
+            if p.foresight is not None and session.foresight.vectors:
+                session.foresight = await p.foresight.anticipate(
+                    session.foresight,
+                    turn_id=turn.turn_id,
+                    deadline_ms=p.settings.blend.hard_deadline_ms,
+                )
+            await p.llm.prefill(
+                prompt.head(session.persona, session.history),
+                turn_id=turn.turn_id,
+                deadline_ms=PREFILL_DEADLINE_MS,
+            )
+        except LimbicError as error:
+            p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
+
+    async def _count_and_trim(self) -> None:
+        p, session = self.p, self.session
+        last = session.history[-1]
+        counts = await p.llm.count_tokens([last.user, last.reply])
+        tokens = sum(counts) + 2 * prompt.PER_MESSAGE_TOKENS
+        if tokens != last.tokens:
+            session.history[-1] = prompt.Exchange(last.seq, last.user, last.reply, tokens)
+            await p.store.set_tokens(session.session_id, last.seq, tokens)
+        start = prompt.window_start(
+            session.history,
+            session.history_start,
+            budget_tokens=prompt.history_budget(p.settings),
+            trim_fraction=p.settings.chat.trim_fraction,
+        )
+        if start != session.history_start:
+            await p.store.set_history_start(session.session_id, start)
+            session.history_start = start
+            session.history = [e for e in session.history if e.seq >= start]
+            p.emit("history_trimmed", session_id=session.session_id, start=start)
+
+    def _record(self, status: str, error: LimbicError | None) -> dict[str, Any]:
+        """The canonical line of a turn: every phase, what was late, tokens, levels, error."""
+        turn, stream = self.turn, self.stream
+        turn.sides = {name: _side(result) for name, result in self.window.results.items()}
+        return {
+            "session_id": turn.session_id,
+            "turn_id": turn.turn_id,
+            "seq": turn.seq,
+            "status": status,
+            "persona": self.session.persona.name,
+            "timings": {name: round(value, 2) for name, value in turn.timings.items()},
+            "sides": turn.sides,
+            "late_applied": turn.late_applied,
+            "affect": turn.affect.model_dump(exclude={"reasoning"}) if turn.affect else None,
+            "surprise": turn.foresight.surprise if turn.foresight else None,
+            "behaviour": turn.behaviour.model_dump() if turn.behaviour else None,
+            "recalled": turn.recalled is not None,
+            "llm": None if stream is None else {
+                "model": stream.model, "ttft_ms": stream.ttft_ms, "retries": stream.retries,
+                "prompt_tokens": stream.prompt_tokens, "cached_tokens": stream.cached_tokens,
+                "completion_tokens": stream.completion_tokens, "finish": stream.finish_reason,
+            },
+            "hormones_before": _rounded(self.before),
+            "hormones_after": _rounded(turn.state) if turn.state else None,
+            "error": {"code": error.code, "message": str(error)} if error else None,
+        }  # fmt: skip
+
+
+def _stamp(turn: Turn, name: str, started: float, clock: Clock) -> None:
+    turn.timings[name] = (clock.monotonic() - started) * 1000
+
+
+def _side(result: SideResult) -> dict[str, Any]:
+    side = {"outcome": result.outcome, "ms": round(result.latency_ms, 1)}
+    return {**side, "reason": result.reason} if result.reason else side
+
+
+def _rounded(state: HormoneState) -> dict[str, float]:
+    return {name: round(x, 4) for name, x in state.levels.items()}
+
+
+def _repeat(turn: Turn, stored: StoredTurn) -> None:
+    """Fill a turn from the store: the same id asks for the same answer, not for another turn."""
+    turn.reply, turn.affect, turn.state = stored.reply, stored.affect, stored.state
+    turn.status = "repeated"
+    if stored.record:
+        turn.timings = dict(stored.record.get("timings", {}))
+        turn.sides = dict(stored.record.get("sides", {}))

@@ -1,0 +1,196 @@
+"""Sessions: one conversation each, one turn at a time, no turn twice.
+
+``Sessions.claim`` is the door to a turn: it opens the session if needed, waits until no other turn
+of that session runs, and frees it whatever happens. Idle sessions are closed, least recently used
+first, when too many are open; everything they hold is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from brain.clock import Clock
+from brain.foresight import ForesightState
+from brain.persona import Persona
+from brain.prompt import Exchange
+from brain.schema import Affect, Foresight, check_id
+from brain.state import HormoneState
+from brain.state_engine import StateEngine
+from brain.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class LateAnswer:
+    """A side model's answer that missed its own turn; ``at`` is when its message was sent."""
+
+    side: str
+    turn_id: str
+    seq: int
+    value: Affect | Foresight
+    at: float
+
+
+@dataclass(slots=True)
+class Session:
+    """An open session. ``history`` begins at ``history_start``; all of it is in the prompt."""
+
+    session_id: str
+    persona: Persona
+    engine: StateEngine
+    history: list[Exchange]
+    history_start: int
+    foresight: ForesightState
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    late: list[LateAnswer] = field(default_factory=list)
+    last_affect: Affect | None = None
+    background: set[asyncio.Task[None]] = field(default_factory=set)
+    waiting: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn runs or waits in this session."""
+        return self.lock.locked() or self.waiting > 0
+
+    def spawn(self, task: asyncio.Task[None]) -> None:
+        """Keep idle work (prefill, counting) until it ends or the next turn stops it."""
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def stop_background(self) -> None:
+        """Cancel idle work: the user comes first."""
+        for task in self.background:
+            task.cancel()
+
+
+class Sessions:
+    """All open sessions of one brain."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        persona_named: Callable[[str], Persona],
+        default_persona: str,
+        clock: Clock,
+        max_open: int,
+    ) -> None:
+        self._store = store
+        self._persona_named = persona_named
+        self._default_persona = default_persona
+        self._clock = clock
+        self._max_open = max_open
+        self._open: OrderedDict[str, Session] = OrderedDict()
+        self._opening: dict[str, asyncio.Lock] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open_sessions(self) -> list[Session]:
+        """All open sessions, least recently used first."""
+        return list(self._open.values())
+
+    async def get(self, session_id: str) -> Session:
+        """The session, opened from the store when it is not in memory.
+
+        Raises:
+            InputError: the id is not allowed. ConfigError: its persona does not exist any more.
+        """
+        found = self._open.get(session_id)
+        if found is not None:
+            self._open.move_to_end(session_id)
+            return found
+        check_id(session_id, what="a session id")
+        lock = self._opening.setdefault(session_id, asyncio.Lock())
+        try:
+            async with lock:
+                if session_id not in self._open:
+                    self._open.setdefault(session_id, await self._load(session_id))
+        finally:
+            self._opening.pop(session_id, None)
+        self._evict(keep=session_id)
+        return self._open[session_id]
+
+    @asynccontextmanager
+    async def claim(self, session_id: str) -> AsyncIterator[Session]:
+        """The session, for one turn alone; turns of one session run one after another."""
+        session = await self.get(session_id)
+        session.waiting += 1
+        try:
+            await session.lock.acquire()
+        finally:
+            session.waiting -= 1
+        try:
+            session.stop_background()
+            yield session
+        finally:
+            session.lock.release()
+
+    async def undo(self, session_id: str) -> str | None:
+        """Take the last turn back: history, state and memory. Returns the user's words of it."""
+        async with self.claim(session_id) as session:
+            undone = await self._store.undo(session_id)
+            if undone is None:
+                return None
+            fresh = await self._load(session_id)
+            session.history, session.history_start = fresh.history, fresh.history_start
+            session.foresight, session.late = ForesightState(), []
+            session.engine = fresh.engine
+            return undone.user_text
+
+    async def set_persona(self, session_id: str, name: str) -> Persona:
+        """Change who the agent is; levels are kept and relax to the new baselines."""
+        persona = self._persona_named(name)
+        async with self.claim(session_id) as session:
+            await self._store.set_persona(session_id, name)
+            state = session.engine.peek()
+            session.persona = persona
+            session.engine = StateEngine(persona.hormones, clock=self._clock, restored=state)
+        return persona
+
+    async def tick(self) -> None:
+        """Let time pass in every open session."""
+        for session in self.open_sessions():
+            await session.engine.tick()
+
+    async def close(self) -> None:
+        """Stop idle work everywhere."""
+        tasks = [task for session in self._open.values() for task in session.background]
+        for session in self._open.values():
+            session.stop_background()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _load(self, session_id: str) -> Session:
+        record = await self._store.load_session(
+            session_id, persona=self._default_persona, at=self._clock.time()
+        )
+        persona = self._persona_named(record.persona)
+        state: HormoneState | None = record.state
+        turns = [
+            Exchange(seq=t.seq, user=t.user_text, reply=t.reply, tokens=t.tokens)
+            for t in record.turns
+        ]
+        return Session(
+            session_id=session_id,
+            persona=persona,
+            engine=StateEngine(persona.hormones, clock=self._clock, restored=state),
+            history=turns,
+            history_start=record.history_start,
+            foresight=ForesightState.from_bytes(record.foresight or b""),
+            last_affect=record.turns[-1].affect if record.turns else None,
+        )
+
+    def _evict(self, *, keep: str) -> None:
+        surplus = len(self._open) - self._max_open
+        for name in list(self._open):
+            if surplus <= 0:
+                return
+            session = self._open[name]
+            if name != keep and not session.busy:
+                session.stop_background()
+                del self._open[name]
+                surplus -= 1
