@@ -178,7 +178,9 @@ class Limbic:
         for name in self._managed():
             self.supervisor.add(self._spec(name, s.sidecar(name)))
         await self.supervisor.start()
-        blend = Blend(s.blend, clock=self.clock, emit=emit)
+        blend = Blend(
+            s.blend, clock=self.clock, emit=emit, on_settled=self.telemetry.stats.note_side
+        )
         self._closers.append(blend.close)
         sessions = Sessions(
             store,

@@ -50,8 +50,16 @@ class Window:
 class Blend:
     """Runs windows and owns what is still running after them."""
 
-    def __init__(self, settings: BlendSettings, *, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self,
+        settings: BlendSettings,
+        *,
+        clock: Clock,
+        emit: Emit,
+        on_settled: Callable[[str, str, float], None] = lambda name, outcome, latency_ms: None,
+    ) -> None:
         self._settings = settings
+        self._on_settled = on_settled
         self._clock = clock
         self._emit = emit
         self._late: set[asyncio.Task[None]] = set()
@@ -97,7 +105,7 @@ class Blend:
             if task.done():
                 ms = (done_at.get(task, self._clock.monotonic()) - started) * 1000
                 window.results[name] = _settle(task, ms)
-                self._note(window.results[name])
+                self._note(name, window.results[name])
             else:
                 window.results[name] = SideResult(outcome="late", latency_ms=window.open_ms)
                 window.pending[name] = task
@@ -138,17 +146,19 @@ class Blend:
                     else:
                         self._emit("side_down", turn_id=turn_id, side=name, reason=result.reason)
                     window.results[name] = result
-                    self._note(result)
+                    self._note(name, result)
             for name in waiting.values():
                 limit = float(self._settings.hard_deadline_ms)
                 window.results[name] = SideResult(outcome="missed", latency_ms=limit)
                 self._latencies.append(limit)
+                self._on_settled(name, "missed", limit)
                 self._emit("side_missed", turn_id=turn_id, side=name, limit_ms=limit)
         finally:
             await _cancel(waiting)
             window.pending.clear()
 
-    def _note(self, result: SideResult) -> None:
+    def _note(self, name: str, result: SideResult) -> None:
+        self._on_settled(name, result.outcome, result.latency_ms)
         if result.outcome in ("on_time", "late"):
             self._latencies.append(result.latency_ms)
 

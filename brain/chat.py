@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from brain import memory as memories
 from brain import prompt
@@ -49,7 +49,7 @@ CONTEXT_TURNS = 2
 
 @dataclass(slots=True)
 class Parts:
-    """What a turn needs; ``classifier`` and ``foresight`` may be absent, chat is complete without."""
+    """What a turn needs; chat is complete without ``classifier`` and ``foresight``."""
 
     settings: Settings
     clock: Clock
@@ -270,7 +270,7 @@ class _LiveTurn:
 
     async def _write(self, events: list[Event], error: LimbicError | None) -> None:
         p, turn, session = self.p, self.turn, self.session
-        status = "done" if error is None else "partial"
+        status: Literal["done", "partial"] = "done" if error is None else "partial"
         tokens = prompt.estimate_tokens(turn.text) + (
             self.stream.completion_tokens if self.stream and self.stream.completion_tokens
             else prompt.estimate_tokens(turn.reply)
@@ -304,7 +304,9 @@ class _LiveTurn:
         p.telemetry.turn(self._record(status, error), turn)
         session.spawn(asyncio.create_task(self._afterwards()))
 
-    async def abandon(self, status: Any, error: LimbicError | None) -> None:
+    async def abandon(
+        self, status: Literal["cancelled", "failed"], error: LimbicError | None
+    ) -> None:
         """Record a turn that did not commit. Never raises: the caller has an error of its own."""
         p, turn = self.p, self.turn
         turn.status = status

@@ -1,0 +1,170 @@
+"""Running figures behind ``GET /telemetry/snapshot``: counts, recent turns, latency percentiles."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from brain.clock import Clock
+from brain.schema import Affect
+from brain.turn import Turn
+
+WINDOW = 200
+RECENT = 20
+
+
+class Latencies:
+    """The last 200 latencies of one part, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, value_ms: float) -> None:
+        """Add one; the oldest of more than 200 goes."""
+        self._values.append(value_ms)
+
+    def summary(self) -> dict[str, float | int]:
+        """``{"p50", "p95", "n"}`` by the nearest-rank method; zeros when there is nothing."""
+        ranked = sorted(self._values)
+        return {"p50": _rank(ranked, 0.50), "p95": _rank(ranked, 0.95), "n": len(ranked)}
+
+
+def _rank(ranked: Sequence[float], share: float) -> float:
+    if not ranked:
+        return 0.0
+    return round(ranked[max(0, -(-int(share * 100) * len(ranked) // 100) - 1)], 2)
+
+
+class Side:
+    """Counts of one side model: on time, late, missed, down."""
+
+    def __init__(self) -> None:
+        self.latency = Latencies()
+        self.outcomes: Counter[str] = Counter()
+
+    def note(self, outcome: str, latency_ms: float) -> None:
+        """One settled answer; only answers that came have a latency."""
+        self.outcomes[outcome] += 1
+        if outcome in ("on_time", "late"):
+            self.latency.add(latency_ms)
+
+    def summary(self) -> dict[str, Any]:
+        """The part of the snapshot that every side model has."""
+        return {
+            "latency_ms": self.latency.summary(),
+            "on_time": self.outcomes["on_time"],
+            "late": self.outcomes["late"],
+            "missed": self.outcomes["missed"],
+            "down": self.outcomes["down"],
+        }
+
+
+class Snapshot:
+    """What is known of the running brain; updated by telemetry, read by the endpoint."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._sides = {"affect": Side(), "foresight": Side()}
+        self._last_affect: dict[str, Any] | None = None
+        self._surprise: float | None = None
+        self._behaviour: dict[str, Any] = {}
+        self._ttft = Latencies()
+        self._rates: deque[float] = deque(maxlen=20)
+        self._model = ""
+        self._retries = 0
+        self._turns: Counter[str] = Counter()
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+
+    def note_affect(self, turn_id: str, affect: Affect, *, late: bool) -> None:
+        """The latest affect answer, on time or late."""
+        self._last_affect = {
+            "turn_id": turn_id, "valence": affect.valence, "intimacy": affect.intimacy,
+            "tension": affect.tension, "confidence": affect.confidence, "tags": list(affect.tags),
+            "reasoning": affect.reasoning, "late": late,
+        }  # fmt: skip
+        for item in self._recent:
+            if item["turn_id"] == turn_id:
+                item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
+
+    def note_side(self, name: str, outcome: str, latency_ms: float) -> None:
+        """What became of one side model's answer; called once for each question."""
+        if name in self._sides:
+            self._sides[name].note(outcome, latency_ms)
+
+    def note_turn(self, record: Mapping[str, Any], turn: Turn) -> None:
+        """A finished turn: status, latency, tokens, behaviour."""
+        self._turns[str(record["status"])] += 1
+        if record["behaviour"]:
+            self._behaviour = dict(record["behaviour"])
+        if record["surprise"] is not None:
+            self._surprise = record["surprise"]
+        llm = record["llm"]
+        if llm:
+            self._model = llm["model"] or self._model
+            self._retries += llm["retries"] or 0
+            if llm["ttft_ms"] is not None:
+                self._ttft.add(llm["ttft_ms"])
+            span_s = (
+                turn.timings.get("total_ms", 0.0) - turn.timings.get("first_token_ms", 0.0)
+            ) / 1000
+            if llm["completion_tokens"] and span_s > 0:
+                self._rates.append(llm["completion_tokens"] / span_s)
+        affect = turn.affect.model_dump(mode="json") if turn.affect else None
+        self._recent.append(
+            {"turn_id": turn.turn_id, "session_id": turn.session_id, "at": _now(self._clock),
+             "status": record["status"], "affect": affect,
+             "reasoning": turn.affect.reasoning if turn.affect else ""}
+        )  # fmt: skip
+
+    def render(
+        self,
+        *,
+        sidecars: Mapping[str, Any],
+        hormones: Mapping[str, float],
+        breaker: str,
+        problems: Sequence[str],
+    ) -> dict[str, Any]:
+        """The snapshot of ``docs/contracts.md``."""
+        parts = {name: _sidecar(status) for name, status in sidecars.items()}
+        reasons = list(problems)
+        reasons += [
+            f"{name}: {part['state']} {part['reason']}".rstrip()
+            for name, part in parts.items()
+            if part["state"] not in ("ready", "remote", "off")
+        ]
+        llm = parts.get("llm")
+        unready = llm is not None and llm["state"] not in ("ready", "remote")
+        rate = sum(self._rates) / len(self._rates) if self._rates else 0.0
+        return {
+            "time": _now(self._clock),
+            "uptime_s": round(self._clock.monotonic() - self._started, 3),
+            "status": "unready" if unready else "degraded" if reasons else "ok",
+            "problems": reasons,
+            "affect": {"last": self._last_affect, **self._sides["affect"].summary()},
+            "foresight": {"surprise": self._surprise, **self._sides["foresight"].summary()},
+            "hormones": {name: round(level, 4) for name, level in hormones.items()},
+            "behaviour": self._behaviour,
+            "llm": {
+                "model": self._model, "ttft_ms": self._ttft.summary(),
+                "tokens_per_s": round(rate, 1), "retries": self._retries, "breaker": breaker,
+            },
+            "turns": dict(self._turns),
+            "sidecars": parts,
+            "recent": list(self._recent),
+        }  # fmt: skip
+
+
+def _sidecar(status: Any) -> dict[str, Any]:
+    return {
+        "state": status.state, "pid": status.pid, "restarts": status.restarts,
+        "model": status.model, "sha256": status.sha256, "rss_mb": status.rss_mb,
+        "queue": status.queue, "reason": status.reason,
+    }  # fmt: skip
+
+
+def _now(clock: Clock) -> str:
+    at = datetime.fromtimestamp(clock.time(), UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
