@@ -1,0 +1,76 @@
+"""Client of the affect head (CAHM): what one message feels like.
+
+Contract: ``POST /v1/affect {text, context?[≤2], turn_id, deadline_ms}`` → ``brain.schema.Affect``.
+Values outside it are refused, never clamped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import aiohttp
+
+from brain.breaker import CircuitBreaker
+from brain.clock import Clock
+from brain.events import Emit, EndpointSource
+from brain.remote import post_json
+from brain.schema import Affect, parse_wire
+
+REMOTE = "cahm"
+MAX_CONTEXT = 2
+MAX_ANSWER_BYTES = 64 * 1024
+
+
+class AffectClassifier:
+    """Scores messages; stateless, safe for many concurrent turns."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: EndpointSource,
+        http: aiohttp.ClientSession,
+        breaker: CircuitBreaker,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        self._endpoint = endpoint
+        self._http = http
+        self._breaker = breaker
+        self._clock = clock
+        self._emit = emit
+
+    async def score(
+        self, text: str, context: Sequence[str] = (), *, turn_id: str, deadline_ms: int
+    ) -> Affect:
+        """The affect of ``text``, which follows ``context`` (oldest first; the last two count).
+
+        ``deadline_ms`` bounds the whole call. Its outcome is emitted as ``affect_call``.
+
+        Raises:
+            RemoteError: with ``BreakerOpen`` when the classifier failed repeatedly and is not
+                asked. SidecarError: it is not running. InputError: text that JSON cannot carry.
+        """
+        started = self._clock.monotonic()
+        outcome = "cancelled"
+        try:
+            with self._breaker.guard():
+                body = await post_json(
+                    self._http,
+                    self._endpoint,
+                    "/v1/affect",
+                    {"text": text, "context": list(context[-MAX_CONTEXT:])},
+                    remote=REMOTE,
+                    clock=self._clock,
+                    turn_id=turn_id,
+                    deadline_ms=deadline_ms,
+                    max_bytes=MAX_ANSWER_BYTES,
+                )
+                affect = parse_wire(Affect, body, remote=REMOTE)
+            outcome = "ok"
+            return affect
+        except Exception as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            elapsed_ms = (self._clock.monotonic() - started) * 1000
+            self._emit("affect_call", turn_id=turn_id, outcome=outcome, elapsed_ms=elapsed_ms)
