@@ -110,9 +110,7 @@ class Startup:
             StartFailed: a deadline passed, its output ended, or the hello is wrong.
         """
         events: list[asyncio.Future[Any]] = [self._said, child.output_ended]
-        either = asyncio.ensure_future(
-            asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-        )
+        either = asyncio.ensure_future(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
         try:
             while not either.done() and (remaining := self.deadline.remaining_s()) > 0:
                 await settle(self._clock, either, remaining)
