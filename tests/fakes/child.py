@@ -31,8 +31,8 @@ Once it listens
     unready-after-start             as ok, but dies (exit 5) as soon as it has said it is ready
 
 Requests for tests (they need the token too): GET /info (pid, ppid, environment names, the
-grandchild's pid, how often /health was asked), GET /work (answers only when /finish is asked), GET /finish, GET /exit?N,
-GET /deaf, GET /leak?MB.
+grandchild's pid, how often /health was asked), GET /work (answers only when /finish is asked),
+GET /finish, GET /exit?N, GET /deaf, GET /leak?MB.
 """
 
 from __future__ import annotations
@@ -201,7 +201,10 @@ class Fake:
         if self.token and authorization != f"Bearer {self.token}":
             status, body = 401, {"error": "token"}
         payload = json.dumps(body).encode()
-        head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(payload)}\r\n\r\n".encode()
+        head = (
+            f"HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(payload)}\r\n\r\n"
+        ).encode()
         if path == "/health" and "drip" in self.script:
             for byte in head + payload:
                 connection.sendall(bytes([byte]))
