@@ -93,6 +93,7 @@ class Limbic:
         self.supervisor: Supervisor
         self.telemetry: Telemetry
         self._http: aiohttp.ClientSession | None = None
+        self._llm_breaker: CircuitBreaker
         self._ticker: asyncio.Task[None] | None = None
         self._closers: list[Callable[[], Awaitable[Any]]] = []
 
@@ -139,7 +140,7 @@ class Limbic:
         return self.telemetry.snapshot(
             sidecars=self.supervisor.status(),
             hormones=last.engine.peek().levels if last else {},
-            breaker=self.parts.llm.breaker.state,
+            breaker=self._llm_breaker.state,
         )
 
     async def wait_ready(self, timeout_s: float = LLM_READY_WAIT_S) -> None:
@@ -190,11 +191,12 @@ class Limbic:
             max_open=s.web.max_sessions,
         )
         self._closers.append(sessions.close)
+        self._llm_breaker = self._breaker("llm")
         self.parts = Parts(
             settings=s, clock=self.clock, emit=emit, telemetry=self.telemetry, store=store,
             sessions=sessions, memory=Memory(s.memory, store), blend=blend,
             llm=LLMClient(
-                s.llm, endpoint=self._endpoint("llm"), http=http, breaker=self._breaker("llm"),
+                s.llm, endpoint=self._endpoint("llm"), http=http, breaker=self._llm_breaker,
                 clock=self.clock, emit=emit,
             ),
         )  # fmt: skip

@@ -180,7 +180,7 @@ class Sessions:
             engine=StateEngine(persona.hormones, clock=self._clock, restored=state),
             history=turns,
             history_start=record.history_start,
-            foresight=ForesightState.from_bytes(record.foresight or b""),
+            foresight=_foresight(record.foresight),
             last_affect=record.turns[-1].affect if record.turns else None,
         )
 
@@ -194,3 +194,11 @@ class Sessions:
                 session.stop_background()
                 del self._open[name]
                 surplus -= 1
+
+
+def _foresight(data: bytes | None) -> ForesightState:
+    """What the store has; a record of another version or encoder is forgotten, not an error."""
+    try:
+        return ForesightState.from_bytes(data) if data else ForesightState()
+    except ValueError:
+        return ForesightState()
