@@ -236,7 +236,7 @@ class ForesightClient:
 def cosine_distance(a: Sequence[float], b: Sequence[float]) -> float:
     """1 − cos(a, b), in [0, 2]; both of one dimension and not zero."""
     norm = math.sqrt(sum(map(mul, a, a)) * sum(map(mul, b, b)))
-    return min(2.0, max(0.0, 1.0 - sum(map(mul, a, b)) / norm))
+    return float(min(2.0, max(0.0, 1.0 - sum(map(mul, a, b)) / norm)))
 
 
 def percentile(value: float, history: Sequence[float]) -> float | None:

@@ -1,0 +1,52 @@
+"""Commands that live outside the brain: run as a module of their own, in place of this process.
+
+The brain never imports model or training code; ``exec`` keeps it that way, and signals, terminal
+and exit code pass through untouched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import click
+
+PASS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+SIDECARS = ("llm", "cahm", "lvm", "decoder")
+
+
+def run_module(module: str, arguments: list[str]) -> None:
+    """Replace this process by ``python -m module arguments…``."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+
+
+@click.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def data(arguments: tuple[str, ...]) -> None:
+    """``limbic data …``: see ``trainers.affect.cli``."""
+    run_module("trainers.affect.cli", list(arguments))
+
+
+@click.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def label(arguments: tuple[str, ...]) -> None:
+    """``limbic label …``: see ``trainers.affect.label``."""
+    run_module("trainers.affect.label", list(arguments))
+
+
+@click.group(epilog="Example: limbic sidecar run llm --port 8081")
+def sidecar() -> None:
+    """Model servers, each a process of its own."""
+
+
+@sidecar.command(context_settings=PASS, add_help_option=False)
+@click.argument("name", type=click.Choice(SIDECARS))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(name: str, arguments: tuple[str, ...]) -> None:
+    """Run one sidecar in the foreground; ``limbic sidecar run NAME --help`` lists its options."""
+    module = f"sidecars.{name}"
+    if importlib.util.find_spec(module) is None:
+        raise click.UsageError(f"this version of limbic has no {name} sidecar yet")
+    run_module(module, list(arguments))
