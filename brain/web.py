@@ -24,7 +24,6 @@ from brain.errors import ConfigError, InputError, LimbicError
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LIMBIC: web.AppKey[Limbic] = web.AppKey("limbic", Limbic)
 KEEPALIVE_S = 15.0
-MAX_CONNECTIONS = 1_024
 OPEN_PATHS = frozenset({"/health"})
 
 

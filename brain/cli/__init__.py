@@ -15,7 +15,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("brain.cli.chat", "Live chat in the terminal."),
     "serve": ("brain.cli.serve", "Telemetry and health over HTTP."),
-    "diagnostics": ("brain.cli.diagnostics", "Check everything that must work."),
+    "diagnostics": ("brain.cli.forward", "Check everything that must work."),
     "sidecar": ("brain.cli.forward", "Run one model server in the foreground."),
     "data": ("brain.cli.forward", "Affect data: from logs and public sets to a training set."),
     "label": ("brain.cli.forward", "Label or review rows, in the terminal or the browser."),
@@ -51,9 +51,14 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Entry point of ``limbic``: Limbic's errors become one line and an exit code."""
+    """Entry point of ``limbic``."""
+    return run_command(cli, "limbic", argv)
+
+
+def run_command(command: click.Command, name: str, argv: list[str] | None = None) -> Any:
+    """Run a command; Limbic's errors become one line each on stderr and an exit code."""
     try:
-        return cli.main(args=argv, prog_name="limbic", standalone_mode=True)
+        return command.main(args=argv, prog_name=name, standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -36,6 +36,13 @@ def label(arguments: tuple[str, ...]) -> None:
     run_module("trainers.affect.label", list(arguments))
 
 
+@click.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def diagnostics(arguments: tuple[str, ...]) -> None:
+    """``limbic diagnostics …``: see ``probes.diagnostics``."""
+    run_module("probes.diagnostics", list(arguments))
+
+
 @click.group(epilog="Example: limbic sidecar run llm --port 8081")
 def sidecar() -> None:
     """Model servers, each a process of its own."""
