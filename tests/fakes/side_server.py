@@ -51,12 +51,14 @@ class Answer:
 
 
 class FakeSide:
-    """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up."""
+    """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up,
+    and ``departed`` is set by the first."""
 
     def __init__(self, *, dim: int = 8) -> None:
         self.dim = dim
         self.requests: list[Recorded] = []
         self.left = 0
+        self.departed = asyncio.Event()
         self._port = 0
         self._answers: dict[str, deque[Answer]] = defaultdict(deque)
         self._released = asyncio.Event()
@@ -113,6 +115,7 @@ class FakeSide:
             return await self._play(request, answer, body)
         except (asyncio.CancelledError, ConnectionError):
             self.left += 1
+            self.departed.set()
             raise
 
     async def _play(self, request: web.Request, answer: Answer, body: Any) -> web.StreamResponse:
