@@ -235,8 +235,7 @@ class ForesightClient:
 
 def cosine_distance(a: Sequence[float], b: Sequence[float]) -> float:
     """1 − cos(a, b), in [0, 2]; both of one dimension and not zero."""
-    norm = math.sqrt(sum(map(mul, a, a)) * sum(map(mul, b, b)))
-    return float(min(2.0, max(0.0, 1.0 - sum(map(mul, a, b)) / norm)))
+    return min(2.0, max(0.0, 1.0 - _dot(a, b) / math.sqrt(_dot(a, a) * _dot(b, b))))
 
 
 def percentile(value: float, history: Sequence[float]) -> float | None:
@@ -247,8 +246,13 @@ def percentile(value: float, history: Sequence[float]) -> float | None:
     return (bisect_left(ordered, value) + bisect_right(ordered, value)) / (2 * len(ordered))
 
 
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    product: float = sum(map(mul, a, b))
+    return product
+
+
 def _refuse_zero(vector: Vector) -> None:
-    if sum(map(mul, vector, vector)) < 1e-12:
+    if _dot(vector, vector) < 1e-12:
         raise ProtocolError("the lvm answered a vector of length zero", remote=REMOTE)
 
 

@@ -173,13 +173,16 @@ class CompletionBody:
     def _end(self) -> str:
         """The body ended by itself: complete if the reply said so, else broken."""
         if self._json is not None:
+            begun = True
             text = self._texts([bytes(self._json)])
             if text and not self._error:
                 self._finish()
         else:
             # An unfinished last event counts only if it is whole: a cut one is not bad JSON.
-            text = self._texts([data for data in self._parser.finish() if is_whole(data)])
-        if self._bytes and not self.events.seen:
+            rest = self._parser.finish()
+            text = self._texts([data for data in rest if is_whole(data)])
+            begun = bool(rest)
+        if self._bytes and not (begun or self.events.seen):
             self._fail(self._bad("sent no chat completion"))
         self._lost(None)  # which completes a reply that had told its finish reason
         return text

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from brain.app import Limbic
+from brain.app import Limbic, SideName
 from brain.cli.common import config_option, settings_for
 from brain.errors import ConfigError, LimbicError
 from brain.persona import list_personas, load_persona
@@ -37,7 +37,7 @@ from probes.checks import (
 
 READY_S = 180.0
 TURN_S = 120.0
-SIDE_NAMES = ("cahm", "lvm", "decoder")
+SIDE_NAMES: tuple[SideName, ...] = ("cahm", "lvm", "decoder")
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
 
@@ -73,7 +73,8 @@ def run_checks(settings: Settings, say: Callable[[str], None]) -> Iterator[Check
     yield check_telemetry(settings)
     yield check_port(settings.web.host, settings.web.port)
     say("checking model files …")
-    for name in ("llm", *SIDE_NAMES):
+    names: tuple[SideName, ...] = ("llm", *SIDE_NAMES)
+    for name in names:
         side = settings.sidecar(name)
         if side.mode == "managed" and side.model and side.command is None:
             yield check_model(name, side.model)

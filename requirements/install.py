@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if argv not in (["runtime"], ["develop"]):
         print(__doc__, file=sys.stderr)
         return 2
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is where it is found out
         found = sys.version.split()[0]
         print(f"limbic needs Python 3.11 or newer; this is {found}", file=sys.stderr)
         return 1
