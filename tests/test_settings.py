@@ -1,0 +1,92 @@
+"""Settings: every mistake at once, with its place; environment over file; paths of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from brain.errors import EXIT_CONFIG, ConfigError
+from brain.persona import list_personas, load_persona
+from brain.settings import config_dir, load_settings
+
+
+def test_the_shipped_file_says_the_defaults() -> None:
+    shipped = load_settings(config_dir() / "limbic.toml", environ={})
+    plain = load_settings(None, environ={})
+    for section in ("chat", "blend", "llm", "telemetry", "web", "memory", "state"):
+        assert getattr(shipped, section) == getattr(plain, section)
+
+
+def test_all_mistakes_are_reported_at_once_with_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text(
+        '[blend]\nsoft_deadline_ms = "soon"\nfoo = 1\n[llm]\nmax_attempts = 99\n'
+        '[sidecars.cahm]\nmode = "remote"\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ={"LIMBIC__WEB__PORT": "70000"})
+    text = str(caught.value)
+    assert caught.value.exit_code == EXIT_CONFIG and len(caught.value.problems) == 5
+    for part in (
+        f"{file}: blend.soft_deadline_ms", "blend.foo: unknown key", "less than or equal to 10",
+        "a remote sidecar needs url", "environment LIMBIC__WEB__PORT: web.port",
+    ):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"[blend", "not valid TOML"), (b"\xff\xfe", "cannot be read"), (None, "no such file")],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    file = tmp_path / "limbic.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=complaint):
+        load_settings(file, environ={})
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text("[blend]\nsoft_deadline_ms = 500\n")
+    settings = load_settings(
+        file,
+        environ={
+            "LIMBIC__BLEND__SOFT_DEADLINE_MS": "550",
+            "LIMBIC__LLM__BASE_URL": "http://127.0.0.1:9/v1",
+        },
+    )
+    assert settings.blend.soft_deadline_ms == 550
+    assert settings.sidecar("llm").mode == "remote"
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text('[paths]\ndata = "d"\n')
+    assert load_settings(file, environ={}).data_dir == tmp_path / "d"
+
+
+def test_two_personas_ship_and_differ() -> None:
+    settings = load_settings(None, environ={})
+    assert set(list_personas(settings)) >= {"companion", "maverick"}
+    sol, rook = (load_persona(n, settings) for n in ("companion", "maverick"))
+    assert sol.system != rook.system
+    assert sol.hormones.levels["oxytocin"] != rook.hormones.levels["oxytocin"]
+
+
+@pytest.mark.parametrize("name", ["nobody", "../companion", ""])
+def test_an_unknown_persona_is_named_with_those_that_exist(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"companion, maverick|only letters"):
+        load_persona(name, load_settings(None, environ={}))
+
+
+def test_mistakes_in_a_persona_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "personas").mkdir()
+    (tmp_path / "personas" / "odd.toml").write_text(
+        'system = "x"\n[hormones.levels.dopamine]\nbaseline = 7\n'
+    )
+    file = tmp_path / "limbic.toml"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"odd\.toml: levels\.dopamine\.baseline"):
+        load_persona("odd", load_settings(file, environ={}))

@@ -1,0 +1,207 @@
+"""Hormone state: decay, impulses, couplings."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from brain.persona import load_persona
+from brain.schema import Affect
+from brain.settings import load_settings
+from brain.state import (
+    Event,
+    HormoneModel,
+    HormoneState,
+    advance,
+    affect_event,
+    late_weight,
+    message_event,
+    surprise_event,
+)
+from brain.state_engine import StateEngine
+from tests.fakes.clock import ManualClock
+
+MODEL = load_persona("companion", load_settings(None, environ={})).hormones
+NAMES = sorted(MODEL.levels)
+axis = st.floats(-1, 1, allow_nan=False)
+unit = st.floats(0, 1, allow_nan=False)
+seconds = st.floats(0, 1e7, allow_nan=False)
+states = st.builds(
+    HormoneState,
+    levels=st.fixed_dictionaries(dict.fromkeys(NAMES, unit)),
+    at_s=st.floats(0, 4e9, allow_nan=False),
+)
+triggers = st.dictionaries(
+    st.sampled_from(["valence", "intimacy", "tension", "surprise", "message"]), axis
+)
+events = st.builds(Event, triggers=triggers, weight=unit)
+
+
+def close(a: HormoneState, b: HormoneState) -> bool:
+    return all(math.isclose(a.levels[n], b.levels[n], abs_tol=1e-6) for n in NAMES)
+
+
+@given(states, seconds, seconds)
+def test_advancing_twice_equals_advancing_once(state: HormoneState, a: float, b: float) -> None:
+    twice = advance(MODEL, advance(MODEL, state, dt_s=a), dt_s=b)
+    assert close(twice, advance(MODEL, state, dt_s=a + b))
+
+
+@given(states, seconds, st.lists(events, max_size=8))
+def test_levels_never_leave_the_unit_interval(
+    state: HormoneState, dt: float, happened: list[Event]
+) -> None:
+    after = advance(MODEL, state, dt_s=dt, events=happened)
+    assert all(0.0 <= level <= 1.0 for level in after.levels.values())
+
+
+@given(states)
+def test_a_long_sleep_brings_every_level_to_rest(state: HormoneState) -> None:
+    rested = advance(MODEL, state, dt_s=30 * 86_400)
+    for name, level in MODEL.levels.items():
+        assert rested.levels[name] == pytest.approx(level.target(rested.at_s), abs=1e-6)
+
+
+def test_half_of_the_distance_is_left_after_one_half_life() -> None:
+    state = HormoneState(levels={**MODEL.initial().levels, "dopamine": 0.85}, at_s=0)
+    after = advance(MODEL, state, dt_s=MODEL.levels["dopamine"].half_life_s)
+    assert after.levels["dopamine"] == pytest.approx(0.45 + 0.4 / 2)
+
+
+@given(states, st.lists(events, min_size=1, max_size=1), unit)
+def test_a_weaker_event_moves_less(
+    state: HormoneState, happened: list[Event], share: float
+) -> None:
+    strong = happened[0]
+    weak = strong.model_copy(update={"weight": strong.weight * share})
+    before = advance(MODEL, state).levels
+    moved_strong = advance(MODEL, state, events=[strong]).levels
+    moved_weak = advance(MODEL, state, events=[weak]).levels
+    for name in NAMES:
+        strong_step, weak_step = moved_strong[name] - before[name], moved_weak[name] - before[name]
+        assert abs(weak_step) <= abs(strong_step) + 1e-12
+
+
+def test_affect_moves_the_levels_that_the_design_names() -> None:
+    rest = MODEL.initial()
+    warm = Affect(valence=0.9, intimacy=0.9, tension=-0.5, confidence=1.0)
+    harsh = Affect(valence=-0.9, intimacy=-0.5, tension=0.9, confidence=1.0)
+    up = advance(MODEL, rest, events=[affect_event(warm)]).levels
+    down = advance(MODEL, rest, events=[affect_event(harsh)]).levels
+    assert up["dopamine"] > rest.levels["dopamine"] > down["dopamine"]
+    assert up["oxytocin"] > rest.levels["oxytocin"] > down["oxytocin"]
+    assert down["cortisol"] > rest.levels["cortisol"] > up["cortisol"]
+    assert down["adrenaline"] > rest.levels["adrenaline"]
+
+
+def test_affect_without_confidence_changes_nothing() -> None:
+    rest = MODEL.initial()
+    unsure = Affect(valence=1, intimacy=1, tension=1, confidence=0)
+    assert advance(MODEL, rest, events=[affect_event(unsure)]) == rest
+
+
+def test_strain_slows_the_growth_of_closeness() -> None:
+    close_words = affect_event(Affect(valence=0, intimacy=1, tension=0, confidence=1))
+    calm, strained = MODEL.initial(), MODEL.initial()
+    strained = strained.model_copy(update={"levels": {**strained.levels, "cortisol": 0.95}})
+    gain = [
+        advance(MODEL, s, events=[close_words]).levels["oxytocin"] - s.levels["oxytocin"]
+        for s in (calm, strained)
+    ]
+    assert 0 < gain[1] < gain[0]
+
+
+def test_a_message_wakes_and_idle_time_brings_rest() -> None:
+    rest = MODEL.initial()
+    awake = advance(MODEL, rest, events=[message_event()])
+    assert awake.levels["melatonin"] < rest.levels["melatonin"]
+    later = advance(MODEL, awake, dt_s=3600)
+    assert later.levels["melatonin"] > awake.levels["melatonin"]
+
+
+def test_only_surprise_above_the_median_counts() -> None:
+    assert surprise_event(0.5).triggers["surprise"] == 0.0
+    assert surprise_event(1.0).triggers["surprise"] == 1.0
+
+
+@given(st.floats(0, 1000), st.floats(0, 1000))
+def test_late_affect_loses_weight_with_age_and_expires(a: float, b: float) -> None:
+    young, old = sorted((a, b))
+    weigh = [late_weight(age, half_life_s=60, max_age_s=300) for age in (young, old)]
+    assert 1.0 >= weigh[0] >= weigh[1] >= 0.0
+    assert (weigh[1] == 0.0) == (old > 300)
+
+
+def test_a_clock_that_went_backwards_counts_as_no_time() -> None:
+    state = MODEL.initial(1e9)
+    assert advance(MODEL, state, dt_s=-5000) == state
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"gains": {"valence": {"dopamine": 0.9}, "message": {"dopamine": 0.2}}}, "add up to"),
+        ({"gains": {"valence": {"unicorn": 0.1}}}, "unknown levels: unicorn"),
+        ({"levels": {"dopamine": {"baseline": 0.9, "half_life_s": 9, "circadian_amplitude": 0.2}}},
+         "must stay within"),
+    ],
+)  # fmt: skip
+def test_a_model_that_could_leave_its_range_is_refused(change: dict, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        HormoneModel.model_validate({"levels": MODEL.model_dump()["levels"], **change})
+
+
+async def test_no_update_is_lost_when_ticks_and_events_compete() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    seen: list[HormoneState] = []
+
+    async def commit(state: HormoneState) -> None:
+        await asyncio.sleep(0)  # another task gets its chance inside the lock
+        seen.append(state)
+
+    nudge = Event(triggers={"intimacy": 0.1})
+    work = [engine.register_event(nudge, commit=commit) for _ in range(100)]
+    await asyncio.gather(*work, *(engine.tick() for _ in range(100)))
+    expected = MODEL.initial(engine.state.at_s)
+    for _ in range(100):
+        expected = advance(MODEL, expected, events=[nudge])
+    assert engine.state.levels["oxytocin"] == pytest.approx(expected.levels["oxytocin"])
+    assert len(seen) == 100
+
+
+async def test_levels_stay_when_the_commit_fails() -> None:
+    engine = StateEngine(MODEL, clock=ManualClock())
+    before = engine.peek()
+
+    async def refuse(state: HormoneState) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        await engine.register_event(message_event(), commit=refuse)
+    assert engine.peek() == before
+
+
+async def test_a_wall_clock_that_jumps_moves_no_level_inside_a_process() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    await engine.register_event(message_event())
+    before = engine.peek().levels
+    clock.set_time(clock.time() + 86_400)
+    assert engine.peek().levels == before
+
+
+def test_a_restored_state_is_aged_by_the_time_that_passed() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    excited = engine.peek([Event(triggers={"tension": 1.0})])
+    clock.set_time(clock.time() + 600)
+    back = StateEngine(MODEL, clock=clock, restored=excited).state
+    rest = MODEL.levels["adrenaline"].baseline
+    gone = (back.levels["adrenaline"] - rest) / (excited.levels["adrenaline"] - rest)
+    assert gone == pytest.approx(0.5, rel=1e-3)  # ten minutes are one half-life
