@@ -281,11 +281,15 @@ def load_scenarios(paths: Iterable[Path]) -> tuple[Scenario, ...]:
             problems.extend(error.problems)
             continue
         if scenario.name in first_file:
-            problems.append(f"{path}: name: {scenario.name!r} is also in {first_file[scenario.name]}")
+            problems.append(
+                f"{path}: name: {scenario.name!r} is also in {first_file[scenario.name]}"
+            )
         first_file.setdefault(scenario.name, path)
         scenarios.append(scenario)
     if not scenarios and not problems:
-        problems.append(f"{', '.join(map(str, roots)) or 'no path'}: no scenario files (*.toml) here")
+        problems.append(
+            f"{', '.join(map(str, roots)) or 'no path'}: no scenario files (*.toml) here"
+        )
     if problems:
         raise ScenarioError(problems)
     return tuple(scenarios)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from trainers.affect.errors import DataError
 
 TOOL = "limbic-label/1"
 
-What = Literal["add", "rater", "label", "skip", "note", "resolve", "drop", "undo", "redo"]
+What = Literal["add", "rater", "label", "skip", "resolve", "drop", "undo", "redo"]
 WHATS: tuple[str, ...] = get_args(What)
 Slot = Literal["item", "rater", "label", "repeat", "resolution"]
 SLOTS: tuple[str, ...] = get_args(Slot)
@@ -170,7 +170,9 @@ def read_log(path: Path) -> list[Decision]:
     try:
         return parse_log(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise LabelError(f"{path}: no such log; 'limbic label import' or a session makes one") from error
+        raise LabelError(
+            f"{path}: no such log; 'limbic label import' or a session makes one"
+        ) from error
     except OSError as error:
         raise LabelError(f"{path}: cannot read it: {error.strerror or error}") from error
 
@@ -295,5 +297,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
