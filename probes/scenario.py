@@ -2,8 +2,8 @@
 
 One file is one conversation: the persona that answers, who writes, settings that override the
 runtime's, the user's turns with the pauses before them, and expectations per turn or for the whole.
-`load_scenarios` turns files into frozen records and reports **every** mistake in every file at once,
-each as ``file: key: what is wrong``. Nothing here runs a conversation.
+`load_scenarios` turns files into frozen records and reports **every** mistake in every file at
+once, each as ``file: key: what is wrong``. Nothing here runs a conversation.
 
     format = 1
     name = "the_file_name_without_toml"
@@ -138,8 +138,8 @@ class ReplyExpectation(_Record):
 class Expectation(_Record):
     """What one turn, or the whole conversation, must show.
 
-    `hormones` gives the direction of change by name; `latency_ratio` gives upper bounds as a ratio to
-    the baseline of the same phase, so that a slow machine does not fail a probe.
+    `hormones` gives the direction of change by name; `latency_ratio` gives upper bounds as a ratio
+    to the baseline of the same phase, so that a slow machine does not fail a probe.
     """
 
     affect: AffectExpectation = AffectExpectation()
@@ -174,7 +174,7 @@ class Turn(_Record):
 
 
 class Scenario(_Record):
-    """A whole scenario file. `settings` are runtime settings by dotted key, checked by the runner."""
+    """A scenario file. `settings` are runtime settings by dotted key, which the runner checks."""
 
     format: Literal[1]
     name: Slug
@@ -232,7 +232,7 @@ def _problem_lines(source: str, error: ValidationError) -> list[str]:
 
 
 def parse_scenario(text: str, source: str) -> Scenario:
-    """TOML text to a scenario. Raises `ScenarioError` with every mistake; `source` names the file."""
+    """TOML to a scenario. Raises `ScenarioError` with every mistake; `source` names the file."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -261,7 +261,7 @@ def load_scenario(path: Path) -> Scenario:
 
 
 def scenario_files(paths: Iterable[Path]) -> list[Path]:
-    """The `*.toml` files in the given files and folders (folders recursively), sorted, once each."""
+    """The files given and every `*.toml` below the folders given, sorted, once each."""
     found: set[Path] = set()
     for path in paths:
         found.update(path.rglob("*.toml") if path.is_dir() else [path])
@@ -281,9 +281,8 @@ def load_scenarios(paths: Iterable[Path]) -> tuple[Scenario, ...]:
             problems.extend(error.problems)
             continue
         if scenario.name in first_file:
-            problems.append(
-                f"{path}: name: {scenario.name!r} is also in {first_file[scenario.name]}"
-            )
+            other = first_file[scenario.name]
+            problems.append(f"{path}: name: {scenario.name!r} is also in {other}")
         first_file.setdefault(scenario.name, path)
         scenarios.append(scenario)
     if not scenarios and not problems:

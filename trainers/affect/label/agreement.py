@@ -1,4 +1,4 @@
-"""Agreement between raters per axis: Krippendorff's alpha (interval) and ICC, with bootstrap intervals.
+"""Agreement between raters per axis: Krippendorff's alpha (interval) and ICC, with intervals.
 
 Units are rows, and any may lack any rater (alpha) or are left out whole when one does (ICC).
 Sources of the formulas: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011);

@@ -1,8 +1,8 @@
 """What is labelled, and what a label is.
 
-An `Item` is read from a file of affect rows or from a pool of unlabelled messages (``id``, ``text``,
-``context``, ``intended``, ``frame``). Scores that a row already carries are its *prior* label: the
-queue compares them with a model; a rater never sees them.
+An `Item` is read from a file of affect rows or from a pool of unlabelled messages (``id``,
+``text``, ``context``, ``intended``, ``frame``). Scores that a row already carries are its *prior*
+label: the queue compares them with a model; a rater never sees them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The decision log: one JSON line a decision, appended and never rewritten.
 
-Promise: when `append` returns, the decision is on disk (``fsync``). A process killed in the middle of
-a write leaves at most one torn last line; opening the log for writing moves those bytes to
-``<log>.torn`` and cuts them off, and every earlier decision is untouched. A broken line anywhere else is
-damage, and is refused by name rather than skipped.
+Promise: when `append` returns, the decision is on disk (``fsync``). A process killed in the middle
+of a write leaves at most one torn last line; opening the log for writing moves those bytes to
+``<log>.torn`` and cuts them off, and every earlier decision is untouched. A broken line anywhere
+else is damage, and is refused by name rather than skipped.
 
 One process writes at a time (``flock``). Cost: one ``write`` and one ``fsync`` a call.
 """
@@ -141,7 +141,7 @@ def parse_decision(line: bytes) -> Decision:
 
 
 def split_torn(data: bytes) -> tuple[bytes, bytes]:
-    """The whole lines of a log, and what follows the last newline (empty unless a write was cut)."""
+    """The whole lines of a log, and what follows the last newline (empty unless cut short)."""
     end = data.rfind(b"\n") + 1
     return data[:end], data[end:]
 
@@ -159,7 +159,7 @@ def parse_log(data: bytes, source: str) -> list[Decision]:
             ) from error
         if decision.seq != number:
             raise LogDamaged(
-                f"{source}:{number}: decision {decision.seq} where {number} should be; lines are missing"
+                f"{source}:{number}: decision {decision.seq} instead of {number}; lines are missing"
             )
         decisions.append(decision)
     return decisions
@@ -183,7 +183,7 @@ class DecisionLog:
     def __init__(self, path: Path, clock: Clock = utc_now) -> None:
         """Opens or creates `path`, locks it, and recovers from a torn write.
 
-        Raises `LogBusy`, `LogDamaged` or `LabelError`. `recovered_bytes` says how much was torn off.
+        Raises `LogBusy`, `LogDamaged` or `LabelError`. `recovered_bytes` is how much was torn off.
         """
         self.path = path
         self._clock = clock

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainers.affect.label.items import Item
-from trainers.affect.label.resolve import Policy, gaps, mean_label
+from trainers.affect.label.resolve import DEFAULT_POLICY, gaps, mean_label
 from trainers.affect.label.scorer import ModelScore
 from trainers.affect.label.state import LabelState
 from trainers.affect.rows import AXES, Axis
@@ -111,13 +111,12 @@ def value_of(
 def _waiting(state: LabelState, rater: str, mode: Mode) -> list[Item]:
     """Items that this rater may still be asked about in this mode."""
     if mode == "resolve":
-        policy = Policy()
         return [
             item
             for row, item in state.items.items()
             if not state.resolution(row)[0]
             and len(labels := state.labels(row)) >= 2
-            and max(gaps(labels).values()) > policy.max_gap
+            and max(gaps(labels).values()) > DEFAULT_POLICY.max_gap
         ]
     fresh = [item for row, item in state.items.items() if state.value("label", row, rater) is None]
     if mode == "second":

@@ -1,8 +1,8 @@
 """Several raters' labels to one row, and a log to the labelled set.
 
 Scores within `max_gap` on every axis are averaged. A larger gap puts the row in the dispute queue
-until somebody resolves or drops it; nothing disputed is ever in the set. The result depends on the log
-and the policy only, so writing it again gives the same bytes.
+until somebody resolves or drops it; nothing disputed is ever in the set. The result depends on the
+log and the policy only, so writing it again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class Policy:
 
     max_gap: float = 0.5
     min_raters: int = 2
+
+
+DEFAULT_POLICY = Policy()
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ def gaps(labels: Mapping[str, Label]) -> dict[str, float]:
 
 
 def merged_tags(labels: Mapping[str, Label]) -> tuple[str, ...]:
-    """Archetypes that most raters give; on a tie the surest rater's. `safety_edge` and flags: any."""
+    """Archetypes most raters give, or else the surest rater's; `safety_edge` and flags: any's."""
     votes = list(labels.values())
     kept = {tag for tag in _UNION_TAGS if any(tag in vote.tags for vote in votes)}
     plain = [tag for tag in ARCHETYPES if tag not in _UNION_TAGS]
@@ -105,7 +108,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in text.split("."))
 
 
-def resolve(state: LabelState, policy: Policy = Policy()) -> Outcome:
+def resolve(state: LabelState, policy: Policy = DEFAULT_POLICY) -> Outcome:
     """Decide every row of a log. Rows come out in the order of their ids."""
     outcome = Outcome()
     for row in sorted(state.items):

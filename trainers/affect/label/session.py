@@ -53,7 +53,7 @@ class LabelSession:
         rater: str,
         *,
         guideline: str,
-        plan: Plan = Plan(),
+        plan: Plan | None = None,
         scores: Mapping[str, ModelScore] | None = None,
         repeat_share: float = DEFAULT_REPEAT_SHARE,
     ) -> None:
@@ -61,7 +61,7 @@ class LabelSession:
         self._log = log
         self.state = LabelState(log.decisions)
         self.rater = rater
-        self.plan = plan
+        self.plan = plan = plan or Plan()
         self.guideline = guideline
         self._share = repeat_share if plan.mode != "resolve" else 0.0
         if not self.state.items:
