@@ -16,7 +16,7 @@ import orjson
 
 from trainers.affect.errors import DataConfigError
 from trainers.affect.label.guidelines import load_guidelines
-from trainers.affect.label.items import read_items, read_labels
+from trainers.affect.label.items import Item, read_items, read_labels
 from trainers.affect.label.log import DecisionLog, Draft, LabelError, read_log
 from trainers.affect.label.queue import (
     DEFAULT_QUOTA,
@@ -60,10 +60,14 @@ def _say(as_json: bool, record: Mapping[str, Any], text: str) -> None:
     click.echo(orjson.dumps(record).decode() if as_json else text)
 
 
-def _add_items(
-    log: DecisionLog, paths: tuple[Path, ...], licence: str | None, version: str, rejects: Rejects
-) -> int:
-    """Bring rows into the log that it does not hold yet; returns how many."""
+def _item_drafts(
+    log: DecisionLog,
+    paths: tuple[Path, ...],
+    licence: str | None,
+    version: str,
+    rejects: Rejects,
+) -> list[Draft]:
+    """Decisions that bring rows into the log which it does not hold yet."""
     known = LabelState(log.decisions).items
     drafts = []
     for item in read_items(paths, rejects):
@@ -76,9 +80,12 @@ def _add_items(
             raise LabelError(
                 f"row {item.id!r} is in {log.path} with another text; give the new one its own id"
             )
+    return drafts
+
+
+def _record(log: DecisionLog, drafts: list[Draft]) -> None:
     if drafts:
         log.append(drafts)
-    return len(drafts)
 
 
 def _recovered(log: DecisionLog) -> None:
@@ -171,11 +178,13 @@ def _plan(options: Mapping[str, Any]) -> Plan:
     return Plan(options["mode"], options["cells"], options["quota"], quotas, options["seed"])
 
 
-def _model_scores(
-    state: LabelState, scores_path: Path | None, seed: int, rejects: Rejects
-) -> dict[str, ModelScore]:
+def _model_scores(state: LabelState, scores_path: Path | None, seed: int) -> dict[str, ModelScore]:
+    """Scores of the given file (whose bad lines are an error), or of the built-in model."""
     if scores_path is not None:
-        return read_scores(scores_path, rejects)
+        rejects = Rejects()
+        found = read_scores(scores_path, rejects)
+        settle_rejects(rejects, None, 0.0)
+        return found
     labels = {row: mean_label(given) for row in state.items if (given := state.labels(row))}
     return tfidf_scores(list(state.items.values()), labels, seed)
 
@@ -185,10 +194,11 @@ def _open_session(log: DecisionLog, options: Mapping[str, Any]) -> tuple[LabelSe
     guidelines = load_guidelines(options["guidelines_path"])
     rejects = Rejects()
     _recovered(log)
-    _add_items(log, options["row_paths"], options["licence"], guidelines.version, rejects)
-    state = LabelState(log.decisions)
-    scores = _model_scores(state, options["scores_path"], options["seed"], rejects)
+    items = _item_drafts(log, options["row_paths"], options["licence"], guidelines.version, rejects)
     settle_rejects(rejects, options["rejects_path"], options["max_rejects"])
+    _record(log, items)
+    state = LabelState(log.decisions)
+    scores = _model_scores(state, options["scores_path"], options["seed"])
     session = LabelSession(
         log,
         options["rater"],
@@ -238,16 +248,14 @@ def web_command(port: int, **options: Any) -> None:
     "queue", epilog="Example: limbic label queue --log labels.log --rater ana --limit 20"
 )
 @_LOG
-@_with([*_PLAN_OPTIONS, reject_options])
+@_with(_PLAN_OPTIONS)
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @_JSON
 @reported
 def queue_command(log_path: Path, limit: int, as_json: bool, **options: Any) -> None:
     """Show what would be asked next, and why. Changes nothing."""
     state = LabelState(read_log(log_path))
-    rejects = Rejects()
-    scores = _model_scores(state, options["scores_path"], options["seed"], rejects)
-    settle_rejects(rejects, options["rejects_path"], options["max_rejects"])
+    scores = _model_scores(state, options["scores_path"], options["seed"])
     for entry in ranked(state, options["rater"], scores, _plan(options))[:limit]:
         record = {"id": entry.row, "value": entry.value, "cell": entry.cell, "reason": entry.reason}
         _say(as_json, record, f"{entry.row}  {entry.value:6.3f}  {entry.cell:<12} {entry.reason}")
@@ -257,11 +265,13 @@ def queue_command(log_path: Path, limit: int, as_json: bool, **options: Any) -> 
 
 
 def _rater_file(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> Any:
-    pairs = []
+    pairs: list[tuple[str, Path]] = []
     for value in values:
         name, sign, path = value.partition("=")
         if not (name and sign and path):
             raise click.BadParameter(f"{value!r}: write NAME=FILE")
+        if name in dict(pairs):
+            raise click.BadParameter(f"rater {name!r} is given twice; import one file at a time")
         pairs.append((name, Path(path)))
     return pairs
 
@@ -308,19 +318,26 @@ def import_command(
     rejects = Rejects()
     with DecisionLog(log_path) as log:
         _recovered(log)
-        added = _add_items(log, row_paths, licence, version, rejects)
+        items = _item_drafts(log, row_paths, licence, version, rejects)
+        state = LabelState(log.decisions)
+        known = {**state.items, **{draft.row: Item.model_validate(draft.after) for draft in items}}
+        drafts = list(items)
         counts: dict[str, int] = {}
         for rater, path in raters:
-            state = LabelState(log.decisions)
-            labels = read_labels(path, state.items, rejects)
-            drafts = import_drafts(state, rater, kind, labels, version)
-            if drafts:
-                log.append(drafts)
-            counts[rater] = sum(draft.slot == "label" for draft in drafts)
-    settle_rejects(rejects, rejects_path, max_rejects)
-    record = {"rows_added": added, "decisions": counts, "rejected": len(rejects.items)}
+            labels = read_labels(path, known, rejects)
+            found = import_drafts(state, rater, kind, labels, version)
+            drafts.extend(found)
+            counts[rater] = sum(draft.slot == "label" for draft in found)
+        # Nothing is recorded of an import that fails: one batch, after every check.
+        settle_rejects(rejects, rejects_path, max_rejects)
+        _record(log, drafts)
+    record = {"rows_added": len(items), "decisions": counts, "rejected": len(rejects.items)}
     told = ", ".join(f"{rater} {count}" for rater, count in counts.items()) or "none"
-    _say(as_json, record, f"{added} rows added; decisions: {told}; {len(rejects.items)} rejected")
+    _say(
+        as_json,
+        record,
+        f"{len(items)} rows added; decisions: {told}; {len(rejects.items)} rejected",
+    )
 
 
 @label.command("agreement", epilog="Example: limbic label agreement --log labels.log --json")
@@ -441,19 +458,16 @@ def resolve_command(
         rejects = Rejects()
         with DecisionLog(log_path) as log:
             _recovered(log)
+            state = LabelState(log.decisions)
             if decisions is not None:
                 labels = read_labels(decisions, state.items, rejects)
-                drafts = import_drafts(state, rater, kind, labels, version, slot="resolution")
-                if drafts:
-                    log.append(drafts)
-            if drop_rest:
+                settle_rejects(rejects, rejects_path, max_rejects)
+                _record(log, import_drafts(state, rater, kind, labels, version, slot="resolution"))
                 state = LabelState(log.decisions)
+            if drop_rest:
                 rest = dict.fromkeys(resolve(state, policy).disputed)
-                drafts = import_drafts(state, rater, kind, rest, version, slot="resolution")
-                if rest:
-                    log.append(drafts)
-            state = LabelState(log.decisions)
-        settle_rejects(rejects, rejects_path, max_rejects)
+                _record(log, import_drafts(state, rater, kind, rest, version, slot="resolution"))
+                state = LabelState(log.decisions)
     outcome = resolve(state, policy)
     write_rows(out, outcome.rows)
     if queue_path is not None:

@@ -51,7 +51,7 @@ class Outcome:
 
 def gaps(labels: Mapping[str, Label]) -> dict[str, float]:
     """The largest difference between any two raters, per axis."""
-    found = {}
+    found: dict[str, float] = {}
     for axis in AXES:
         scores = [getattr(label, axis) for label in labels.values()]
         found[axis] = round(max(scores) - min(scores), 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,9 +100,11 @@ def tfidf_scores(
     }
 
 
-def _features(texts: Iterable[str]):  # type: ignore[no-untyped-def]  # scipy sparse matrix
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
+def _features(texts: Iterable[str]) -> Any:  # a scipy sparse matrix
+    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+        TfidfVectorizer,
+    )
+    from sklearn.pipeline import make_union  # type: ignore[import-untyped]
 
     union = make_union(
         TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\w+|[!?.]+"),
@@ -110,9 +113,11 @@ def _features(texts: Iterable[str]):  # type: ignore[no-untyped-def]  # scipy sp
     return union.fit_transform(list(texts)).tocsr()
 
 
-def _bagged(features, values, known, seed):  # type: ignore[no-untyped-def]
+def _bagged(
+    features: Any, values: NDArray[np.float64], known: NDArray[np.bool_], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(mean, spread) over bags for every row; trained rows count only the bags without them."""
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(known)

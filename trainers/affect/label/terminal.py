@@ -207,10 +207,14 @@ class LabelScreen:
 
             return add
 
-        for digit in range(10):
-            bind(str(digit))(lambda event, digit=digit: self._form.digit(digit))
-        for key, tag in TAG_KEYS.items():
-            bind(key)(lambda event, tag=tag: self._form.toggle(tag))
+        def press_digit(event: KeyPressEvent) -> None:
+            self._form.digit(int(event.data))
+
+        def press_tag(event: KeyPressEvent) -> None:
+            self._form.toggle(TAG_KEYS[event.data])
+
+        bind(*"0123456789")(press_digit)
+        bind(*TAG_KEYS)(press_tag)
         bind("left", "-")(lambda event: self._form.nudge(-1))
         bind("right", "+")(lambda event: self._form.nudge(1))
         bind("up", "s-tab")(lambda event: self._form.move(-1))
