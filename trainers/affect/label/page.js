@@ -120,7 +120,8 @@ function draw() {
 
 function drawField(field, index) {
   const value = form.values[field.name];
-  const row = element("div", index === form.focus ? "field focus" : "field");
+  const row = element("div", field.low < 0 ? "field axis" : "field");
+  row.classList.toggle("focus", index === form.focus);
   row.dataset.field = field.name;
   const track = element("div", "track");
   const digits = field.low < 0 ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 3, 4, 5, 6, 7, 8, 9, 0];
@@ -306,5 +307,4 @@ function inline(node, text) {
   return node;
 }
 
-// dot.style is blocked by a strict style policy only for markup, not for the CSS object model.
 call("state").then(load, (error) => broken(error.message));
