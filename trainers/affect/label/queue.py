@@ -148,10 +148,10 @@ def ranked(
         entry = Entry(item.id, round(value, 6), _cell(item, tags, where, plan.cells), reason)
         tie = stable_fraction(plan.seed, item.id)
         by_cell.setdefault(entry.cell, []).append((-entry.value, tie, entry))
-    return _interleave(by_cell, filled, plan)
+    return interleave(by_cell, filled, plan)
 
 
-def _interleave(
+def interleave(
     by_cell: dict[str, list[tuple[float, float, Entry]]], filled: dict[str, int], plan: Plan
 ) -> list[Entry]:
     """Take from the least filled cell each time; equal cells by value, then by chance."""
