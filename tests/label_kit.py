@@ -23,14 +23,20 @@ def ticking():
 
 def a_label(valence=0.0, intimacy=0.0, tension=0.0, confidence=0.8, tags=(), note="") -> Label:
     return Label(
-        valence=valence, intimacy=intimacy, tension=tension, confidence=confidence,
-        tags=tags, note=note,
+        valence=valence,
+        intimacy=intimacy,
+        tension=tension,
+        confidence=confidence,
+        tags=tags,
+        note=note,
     )
 
 
 def add_rows(log: DecisionLog, texts: Iterable[str], **columns: Any) -> list[str]:
     drafts = [
-        Draft("", "add", f"r{n:03}", "item", None, {"id": f"r{n:03}", "text": text, **columns}, "1.0")
+        Draft(
+            "", "add", f"r{n:03}", "item", None, {"id": f"r{n:03}", "text": text, **columns}, "1.0"
+        )
         for n, text in enumerate(texts)
     ]
     log.append(drafts)

@@ -38,9 +38,15 @@ def browser(tmp_path_factory):
     options = Options()
     options.binary_location = CHROMIUM
     for flag in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update",
-        "--disable-dev-shm-usage", "--window-size=1280,900",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
         f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):
         options.add_argument(flag)
@@ -55,13 +61,30 @@ def labelling(tmp_path):
     """A running `limbic label web`; gives its link and its log."""
     rows = write_jsonl(
         tmp_path / "rows.jsonl",
-        [{"id": f"r{n}", "text": text, "context": context} for n, (text, context) in enumerate(TEXTS)],
+        [
+            {"id": f"r{n}", "text": text, "context": context}
+            for n, (text, context) in enumerate(TEXTS)
+        ],
     )
     log = tmp_path / "labels.log"
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainers.affect.label", "web", "--log", log, "--rows", rows,
-         "--rater", "ana", "--port", "0"],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        [
+            sys.executable,
+            "-m",
+            "trainers.affect.label",
+            "web",
+            "--log",
+            log,
+            "--rows",
+            rows,
+            "--rater",
+            "ana",
+            "--port",
+            "0",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     line = process.stdout.readline()
     link = re.search(r"http://\S+", line)
@@ -159,8 +182,9 @@ def test_markup_in_a_message_is_shown_as_text(browser, labelling):
         before = page.find("text").text
         page.press("k")
         page.until(
-            lambda before=before: page.find("empty").is_displayed()
-            or page.find("text").text != before
+            lambda before=before: (
+                page.find("empty").is_displayed() or page.find("text").text != before
+            )
         )
     assert shown == {text for text, _ in TEXTS}
     assert page.driver.title == "Label affect"

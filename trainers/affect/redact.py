@@ -34,9 +34,17 @@ _ADDRESSED = re.compile(
 _SENTENCE_END = frozenset('.!?…:\n"“”(*-—')
 
 #: Capitalised words that are not names of people; everything is compared in lower case.
-_NOT_NAMES = frozenset(
-    ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december", "christmas", "easter", "hanukkah", "ramadan", "eid", "diwali", "halloween", "english", "french", "german", "spanish", "italian", "polish", "turkish", "dutch", "european", "american", "british", "god", "jesus", "lord", "allah", "mum", "mom", "dad", "mama", "papa", "mother", "father", "grandma", "grandpa", "nan", "gran", "granny", "auntie", "aunt", "uncle", "sis", "bro", "sir", "madam", "ok", "okay", "yes", "no", "well", "oh", "ah", "hey", "hi", "hello", "please", "sorry", "thanks", "thank", "honestly", "look", "listen", "wait", "stop", "fine", "sure", "and", "but", "so", "if", "when", "why", "what", "who", "where", "how", "that", "this", "it", "the", "you", "your", "we", "he", "she", "they", "my", "me", "not", "then", "now", "just", "there", "here", "do", "don't", "i'm", "i'll", "i've", "i'd", "it's", "let", "let's", "maybe", "never", "always", "never", "everything", "nothing", "tv", "pc", "dm", "app", "wifi", "internet", "covid"]
-)
+_WORDS = """
+    monday tuesday wednesday thursday friday saturday sunday january february march april may june
+    july august september october november december christmas easter hanukkah ramadan eid diwali
+    halloween english french german spanish italian polish turkish dutch european american british
+    god jesus lord allah mum mom dad mama papa mother father grandma grandpa nan gran granny auntie
+    aunt uncle sis bro sir madam ok okay yes no well oh ah hey hi hello please sorry thanks thank
+    honestly look listen wait stop fine sure and but so if when why what who where how that this it
+    the you your we he she they my me not then now just there here do don't i'm i'll i've i'd it's
+    let let's maybe never always everything nothing tv pc dm app wifi internet covid
+"""
+_NOT_NAMES = frozenset(_WORDS.split())
 
 
 def _looks_like_name(word: str) -> bool:
