@@ -157,7 +157,7 @@ BAD = [
     (b'{"id": "p1", "valence": 0, "tension": 0, "confidence": 1}', "missing column 'intimacy'"),
     (b'{"id": "zz", "valence": 0, "intimacy": 0, "tension": 0, "confidence": 1}', "'zz' is not"),
     (
-        b'{"id": "p1", "valence": 0, "intimacy": 0, "tension": 0, "confidence": 1, "tags": ["joy"]}',
+        b'{"id": "p1", "valence": 0, "intimacy": 0, "tension": 0, "confidence":1,"tags":["joy"]}',
         "unknown tag 'joy'",
     ),
     (b'{"id": "p1", "valence": true, "intimacy": 0, "tension": 0, "confidence": 1}', "valence:"),

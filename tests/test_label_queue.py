@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from label_kit import a_label, add_rows, ticking, write_jsonl
@@ -103,7 +105,7 @@ def test_bands_name_low_middle_high_and_unmeasured():
 def test_repeats_keep_their_share_and_only_grow(share):
     due = [repeats_due(n, share, "ana", 0) for n in range(1001)]
     assert due[0] == 0 and due[1000] == round(1000 * share)
-    assert all(0 <= b - a <= 1 for a, b in zip(due, due[1:], strict=False))
+    assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(due))
 
 
 def test_the_text_model_learns_and_does_not_remember_its_own_rows():

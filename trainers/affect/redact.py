@@ -21,7 +21,7 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
     ("[handle]", re.compile(r"(?<![\w\[])@\w[\w.]*")),
-    ("[phone]", re.compile(r"(?<![\w.])\+?\(?\d(?:[\s().-]{0,2}\d){6,14}(?!\w)")),
+    ("[phone]", re.compile(r"(?<![\w.])\+?\(?\d(?:[\s().-]{0,2}\d){6,18}(?!\w)")),
     ("[number]", re.compile(r"\d(?:[.,:/-]?\d)+")),
 )
 _NAME = r"[^\W\d_][^\W\d_]+(?:[-'’][^\W\d_]+)*"
