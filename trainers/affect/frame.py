@@ -1,7 +1,7 @@
 """Rows as a polars frame: the columnar form that every pipeline step works on.
 
-One column a field of :class:`~trainers.affect.rows.AffectRow`; ``aux`` and ``share`` become lists of
-``{name, value}`` so that any measurement fits one schema. Conversion keeps order and values.
+One column a field of :class:`~trainers.affect.rows.AffectRow`; ``aux`` and ``share`` become lists
+of ``{name, value}`` so that any measurement fits one schema. Conversion keeps order and values.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def unmeasured() -> pl.Expr:
 def seeded_order(keys: Sequence[str] | pl.Series, seed: int) -> pl.Series:
     """A pseudo-random sort key for each string that depends only on it and on the seed.
 
-    Sorting by this is the pipeline's only way to shuffle or sample: unlike a generator it gives a row
-    the same place whatever other rows there are, on every platform and library version.
+    Sorting by this is the pipeline's only way to shuffle or sample: unlike a generator it gives a
+    row the same place whatever other rows there are, on every platform and library version.
     """
     salt = str(seed).encode()
     return pl.Series(
