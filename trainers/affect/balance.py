@@ -1,12 +1,13 @@
 """Weights that make the three axes independent in training, and selection where weights fail.
 
-Each axis is cut into low, middle and high; the cells are the combinations (27 when all three axes are
-measured, 9 when two are). A row's weight is multiplied by (mean cell mass / its cell's mass),
+Each axis is cut into low, middle and high; the cells are the combinations (27 when all three axes
+are measured, 9 when two are). A row's weight is multiplied by (mean cell mass / its cell's mass),
 clipped, so that "close and angry" weighs as much as "close and happy". Rows with one axis carry no
 joint information and keep their weight.
 
-If the upper bound of |r| still fails, rows are selected out for the pair that fails worst: rows that
-push the correlation most, worst labels first. They keep their emotion labels and lose their scores.
+If the upper bound of |r| still fails, rows are selected out for the pair that fails worst: rows
+that push the correlation most, worst labels first. They keep their emotion labels and lose their
+scores.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class BalanceReport:
 
 
 def cells(scores: np.ndarray, band: float) -> np.ndarray:
-    """Cell number of each row of [rows, 3] scores: base 4, digits low 0, middle 1, high 2, null 3."""
+    """Cell of each row of [rows, 3] scores, in base 4: low 0, middle 1, high 2, null 3."""
     digits = np.where(scores < -band, 0, np.where(scores > band, 2, 1))
     digits = np.where(np.isnan(scores), 3, digits)
     return np.asarray(digits @ np.array([16, 4, 1]))
@@ -96,8 +97,8 @@ def balance(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, BalanceRepo
         taken = _select(scores, weights, share, rank, PAIRS[worst])
         if not len(taken) or out.sum() + len(taken) > config.max_selected_out * report.scored:
             raise DataError(
-                f"balance: {PAIR_NAMES[worst]} stays at {report.after[PAIR_NAMES[worst]]:.3f} (limit "
-                f"{config.limit}) with {int(out.sum())} of {report.scored} rows selected out; add "
+                f"balance: {PAIR_NAMES[worst]} stays at {report.after[PAIR_NAMES[worst]]:.3f} "
+                f"(limit {config.limit}) with {int(out.sum())} of {report.scored} rows selected out; add "
                 "rows to its empty cells, or raise max_selected_out"
             )
         out[taken] = True

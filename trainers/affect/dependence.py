@@ -28,11 +28,11 @@ _CHUNK = 64
 class Dependence:
     """One pair of axes over one set of rows.
 
-    ``r`` is the weighted Pearson correlation, ``low``/``high`` its bootstrap interval, ``bound`` the
-    larger end of the interval of |r|. ``distance`` is the distance correlation (0..1) and
+    ``r`` is the weighted Pearson correlation, ``low``/``high`` its bootstrap interval, ``bound``
+    the larger end of the interval of |r|. ``distance`` is the distance correlation (0..1) and
     ``distance_shuffled`` what the same sample gives when one axis is shuffled: the floor that
-    sampling alone produces. ``effective`` is Kish's effective number of rows. All NaN when fewer than
-    three rows measure both axes or one axis is constant.
+    sampling alone produces. ``effective`` is Kish's effective number of rows. All NaN when fewer
+    than three rows measure both axes or one axis is constant.
     """
 
     rows: int

@@ -91,7 +91,8 @@ def check_frozen(path: Path) -> None:
     if not wanted or wanted[0] != found:
         raise DataError(
             f"{path}: sha256 is {found[:12]}…, {beside.name} says "
-            f"{(wanted or ['nothing'])[0][:12]}…; restore the frozen file (changed gold makes earlier figures incomparable)"
+            f"{(wanted or ['nothing'])[0][:12]}…; restore the frozen file "
+            "(changed gold makes earlier figures incomparable)"
         )
 
 

@@ -1,7 +1,7 @@
 """Train, dev and test: whole groups on one side, archetypes in proportion, no leaks.
 
-Rows belong together when they share a frame, session, thread, minimal pair, near-copy cluster or bare
-text; sharing is transitive. A group goes to one split as a whole, so that a frame or document that
+Rows belong together when they share a frame, session, thread, minimal pair, near-copy cluster or
+bare text; sharing is transitive. A group goes to one split as a whole, so that a frame or document that
 is tested was never trained on.
 
 Publishers' dev rows are respected: a group that is at least half published dev rows goes to dev; a
@@ -29,7 +29,7 @@ GROUP_KEYS = ("group", "frame", "session_id", "thread", "pair")
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Rows a split, groups, the largest group, and published dev rows that neither train nor test."""
+    """Rows a split, groups, the largest group, and published dev rows kept out of all splits."""
 
     counts: dict[str, int]
     groups: int

@@ -28,7 +28,8 @@ def read_table(
 
     With ``header`` the first line must name at least ``columns``, in any order; otherwise every
     line must have exactly that many fields. Lines that are not UTF-8 or have another number of
-    fields go to ``rejects``. Raises :class:`SourceMissing` when the file or a header column is not there.
+    fields go to ``rejects``. Raises :class:`SourceMissing` when the file or a header column is not
+    there.
     """
     lines = _decoded(path, rejects)
     width, picks = len(columns), list(range(len(columns)))
