@@ -20,7 +20,7 @@ import polars as pl
 from trainers.affect.config import Balance, Build
 from trainers.affect.dependence import PAIR_NAMES, PAIRS, bootstrap_r, weighted_r
 from trainers.affect.errors import DataError
-from trainers.affect.frame import matrix, shares, unmeasured
+from trainers.affect.frame import complete, matrix, shares, unmeasured
 from trainers.affect.merge import unscored
 from trainers.affect.rows import QUALITIES
 
@@ -98,8 +98,8 @@ def balance(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, BalanceRepo
         if not len(taken) or out.sum() + len(taken) > config.max_selected_out * report.scored:
             raise DataError(
                 f"balance: {PAIR_NAMES[worst]} stays at {report.after[PAIR_NAMES[worst]]:.3f} "
-                f"(limit {config.limit}) with {int(out.sum())} of {report.scored} rows selected out; add "
-                "rows to its empty cells, or raise max_selected_out"
+                f"(limit {config.limit}) with {int(out.sum())} of {report.scored} rows selected "
+                "out; add rows to its empty cells, or raise max_selected_out"
             )
         out[taken] = True
         scores[taken] = np.nan
@@ -109,9 +109,9 @@ def balance(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, BalanceRepo
     weights = np.where(out, build.merge.weights["auto"], weights)
     train = train.with_columns(pl.Series("weight", weights))
     train = unscored(train, pl.Series(out))
-    order = pl.concat([rows.filter(~trains), train])
+    joined = pl.concat([complete(rows.filter(~trains)), complete(train)])
     place = rows.select("id").with_row_index("_row")
-    return order.join(place, on="id", how="left").sort("_row").drop("_row"), report
+    return complete(joined.join(place, on="id", how="left").sort("_row")), report
 
 
 def _bounds(

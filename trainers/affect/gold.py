@@ -1,7 +1,8 @@
 """The gold set: frozen, hashed, and refused wherever something trains.
 
 ``gold.jsonl`` lies beside ``gold.sha256`` (the format of ``sha256sum``). A changed gold file is an
-error, because figures measured on it would no longer compare.
+error, because figures measured on it would no longer compare. Files of minimal pairs (``a`` and
+``b`` differ in one axis) measure too: their texts are guarded like gold.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
 import polars as pl
 
 from trainers.affect import frame as frames
@@ -36,15 +38,17 @@ class GoldGuard:
 
     @classmethod
     def load(cls, folder: str | Path) -> GoldGuard:
-        """The gold set of a pool folder; an empty guard when the folder has none.
+        """The gold set and minimal pairs of a pool folder; an empty guard when it has none.
 
         Raises :class:`DataError` when the gold file is not the frozen one.
         """
         path = Path(folder) / GOLD_FILE
-        if not path.exists():
-            return cls()
-        check_frozen(path)
-        return cls.of(frames.read_frame(path))
+        parts = []
+        if path.exists():
+            check_frozen(path)
+            parts.append(frames.read_frame(path))
+        parts += [pair_rows(found) for found in pool_files(folder)[1]]
+        return cls.of(pl.concat(parts)) if parts else cls()
 
     @classmethod
     def of(cls, rows: pl.DataFrame) -> GoldGuard:
@@ -73,6 +77,53 @@ class GoldGuard:
                 f"{where}: {hits.height} gold rows, first {hits['id'][0]!r}; gold is for measuring "
                 "only, take them out"
             )
+
+
+def pool_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Files of a pool folder by name: those of training rows, and those of minimal pairs.
+
+    A file is one of pairs when its first object has the keys ``a`` and ``b``. The gold file is in
+    neither list.
+    """
+    rows, pairs = [], []
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        if path.name == GOLD_FILE:
+            continue
+        with path.open("rb") as handle:
+            first = next((line for line in handle if line.strip()), b"{}")
+        try:
+            head = orjson.loads(first)
+        except orjson.JSONDecodeError:
+            head = {}
+        keys = head.keys() if isinstance(head, dict) else ()
+        (pairs if {"a", "b"} <= set(keys) else rows).append(path)
+    return rows, pairs
+
+
+def pair_rows(path: Path) -> pl.DataFrame:
+    """Both texts of every minimal pair as unscored gold rows, for guarding only."""
+    texts: list[dict[str, object]] = []
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                pair = orjson.loads(line)
+                texts += [
+                    {"id": f"pair/{pair['id']}/{side}", "text": str(pair[side])} for side in "ab"
+                ]
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}:{number}: not a minimal pair ({error}); needs id, a and b"
+                ) from error
+    table = pl.DataFrame(texts, schema={"id": pl.String, "text": pl.String})
+    return frames.complete(
+        table.with_columns(
+            pl.lit("gold").alias("quality"),
+            pl.lit("minimal_pair").alias("source"),
+            pl.lit("Apache-2.0").alias("licence"),
+        )
+    )
 
 
 def digest(path: Path) -> str:

@@ -20,8 +20,8 @@ def draw_joint(before: pl.DataFrame, after: pl.DataFrame, path: str | Path) -> N
     """Write a PNG of two rows of three panels: each pair of axes, before and after.
 
     *Before* counts every scored row once; *after* uses the training weights. Shade is the share of
-    the weight in a bin on a logarithmic scale, the same for all panels. The file depends only on the
-    rows and the version of the plotting library.
+    the weight in a bin on a logarithmic scale, the same for all panels. The file depends only on
+    the rows and the version of the plotting library.
     """
     # Imported here because drawing is the only step that needs it and it starts slowly.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,8 +1,8 @@
 """Train, dev and test: whole groups on one side, archetypes in proportion, no leaks.
 
 Rows belong together when they share a frame, session, thread, minimal pair, near-copy cluster or
-bare text; sharing is transitive. A group goes to one split as a whole, so that a frame or document that
-is tested was never trained on.
+bare text; sharing is transitive. A group goes to one split as a whole, so that a frame or document
+that is tested was never trained on.
 
 Publishers' dev rows are respected: a group that is at least half published dev rows goes to dev; a
 published dev row whose group has to train is **held out** (split null), so that figures on the
@@ -20,7 +20,7 @@ import polars as pl
 from trainers.affect.config import Build, Merge
 from trainers.affect.copies import ascii_form, bare_form, components, group_names, near_pairs
 from trainers.affect.errors import LeakFound
-from trainers.affect.frame import primary_tag, seeded_order
+from trainers.affect.frame import complete, primary_tag, seeded_order
 from trainers.affect.merge import unscored
 
 #: Columns whose shared value puts rows into one group.
@@ -101,7 +101,7 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
     )
     rows = unscored(rows, measured_only)
     counts = {name or "held_out": count for name, count in rows["split"].value_counts().iter_rows()}
-    return rows, SplitReport(
+    return complete(rows), SplitReport(
         counts=dict(sorted(counts.items())),
         groups=groups.height,
         largest_group=int(groups["size"].max() or 0),
