@@ -7,6 +7,7 @@ errors to standard error. Exit codes: 0 ok, 1 failed check, 2 usage, 78 configur
 from __future__ import annotations
 
 import os
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -122,7 +123,7 @@ class Steps:
     """Says on a terminal which step runs and how long each took; silent elsewhere."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._shown = not quiet and click.get_text_stream("stderr").isatty()
+        self._shown = not quiet and sys.stderr.isatty()
         self._name: str | None = None
         self._since = time.monotonic()
 
@@ -136,7 +137,7 @@ class Steps:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self("")
+        self("")  # closes the last step
 
 
 @click.group(cls=DataGroup, context_settings={"help_option_names": ["-h", "--help"]})

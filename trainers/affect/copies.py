@@ -77,7 +77,7 @@ def components(count: int, pairs: np.ndarray) -> np.ndarray:
     """Component number of each of ``count`` nodes joined by ``pairs`` [n, 2], in node order."""
     ones = np.ones(len(pairs), dtype=np.int8)
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return connected_components(graph, directed=False)[1]
+    return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def group_names(ids: pl.Series, component: np.ndarray) -> pl.Series:

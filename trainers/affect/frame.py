@@ -110,18 +110,22 @@ def unmeasured() -> pl.Expr:
     return pl.all_horizontal(pl.col(axis).is_null() for axis in AXES)
 
 
-def seeded_order(keys: Sequence[str] | pl.Series, seed: int) -> pl.Series:
-    """A pseudo-random sort key for each string that depends only on it and on the seed.
+def seeded_order(keys: Sequence[str] | pl.Series, seed: int, purpose: str) -> pl.Series:
+    """A pseudo-random sort key for each string that depends on it, the seed and the purpose only.
 
     Sorting by this is the pipeline's only way to shuffle or sample: unlike a generator it gives a
-    row the same place whatever other rows there are, on every platform and library version.
+    row the same place whatever other rows there are, on every platform and library version. Two
+    steps that pick by the same key would pick the same rows (a sample, then all of it for test), so
+    each names its own ``purpose``.
     """
-    salt = str(seed).encode()
-    return pl.Series(
-        "order",
-        [hashlib.blake2b(key.encode(), digest_size=8, salt=salt).hexdigest() for key in keys],
-        dtype=pl.String,
-    )
+    start = hashlib.blake2b(f"{seed}\x1f{purpose}\x1f".encode(), digest_size=8)
+
+    def place(key: str) -> str:
+        digest = start.copy()
+        digest.update(key.encode())
+        return digest.hexdigest()
+
+    return pl.Series("order", [place(key) for key in keys], dtype=pl.String)
 
 
 def primary_tag() -> pl.Expr:

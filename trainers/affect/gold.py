@@ -85,7 +85,8 @@ def pool_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
     A file is one of pairs when its first object has the keys ``a`` and ``b``. The gold file is in
     neither list.
     """
-    rows, pairs = [], []
+    rows: list[Path] = []
+    pairs: list[Path] = []
     for path in sorted(Path(folder).glob("*.jsonl")):
         if path.name == GOLD_FILE:
             continue

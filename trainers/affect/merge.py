@@ -166,7 +166,7 @@ def _cap_frames(rows: pl.DataFrame, config: Merge, seed: int, report: MergeRepor
     ranked = (
         rows.lazy().select("id", "frame", pl.col("confidence").fill_null(0.0))
         .filter(rows.select(capped).to_series())
-        .with_columns(seeded_order(rows.filter(capped)["id"], seed))
+        .with_columns(seeded_order(rows.filter(capped)["id"], seed, "frame cap"))
         .sort(pl.col("confidence") * -1.0, "order")
         .with_columns(pl.int_range(pl.len()).over("frame").alias("place"))
         .filter(pl.col("place") >= config.frame_cap)
@@ -187,7 +187,7 @@ def _cap_backfill(
     signs = [pl.col(axis).sign().fill_null(9.0).alias(f"_{axis}") for axis in AXES]
     surplus = (
         weak.select("id", "source", *signs)
-        .with_columns(seeded_order(weak["id"], seed))
+        .with_columns(seeded_order(weak["id"], seed, "backfill cap"))
         .sort("order")
         .with_columns(
             pl.int_range(pl.len()).over("source", *(f"_{axis}" for axis in AXES)).alias("turn")
@@ -198,8 +198,9 @@ def _cap_backfill(
     return unscored(rows, pl.col("id").is_in(surplus["id"].to_list()))
 
 
-def unscored(rows: pl.DataFrame, which: pl.Expr) -> pl.DataFrame:
+def unscored(rows: pl.DataFrame, which: pl.Expr | pl.Series) -> pl.DataFrame:
     """The same rows, those in ``which`` without scores, tags and confidence."""
+    which = pl.lit(which) if isinstance(which, pl.Series) else which
     return rows.with_columns(
         *(pl.when(~which).then(pl.col(axis)).alias(axis) for axis in (*AXES, "confidence")),
         pl.when(which).then(pl.lit([], dtype=pl.List(pl.String))).otherwise("tags").alias("tags"),

@@ -258,7 +258,7 @@ def _backfilled(
     frequency = present.sum(axis=0)
     rarest = np.where(present > 0, frequency, np.inf).argmin(axis=1)
     ranked = rows.select("id").with_columns(
-        pl.Series("rarest", rarest), seeded_order(rows["id"], seed)
+        pl.Series("rarest", rarest), seeded_order(rows["id"], seed, f"{source} label cap")
     )
     chosen = (
         ranked.select(pl.col("order").rank("ordinal").over("rarest")).to_series().to_numpy() <= cap

@@ -1,9 +1,9 @@
 """The files of a finished data set: one a split, share-alike rows in files of their own.
 
-``train.jsonl`` holds the permissive rows of the train split, ``train.CC-BY-SA-4.0.jsonl`` those
-under that licence; a reader of the whole split takes both. ``auxiliary`` holds rows without any score
-(emotion labels only), whose ``split`` column says where they belong. ``held_out`` holds published
-dev rows that neither train nor test.
+``train.jsonl`` holds the permissive rows of train and ``train.CC-BY-SA-4.0.jsonl`` those under that
+licence; a reader of the whole split takes both. ``auxiliary`` holds rows without any score (emotion
+labels only), whose ``split`` column says where they belong. ``held_out`` holds published dev rows
+that neither train nor test.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
         )
         .collect()
     )
-    groups = groups.with_columns(seeded_order(groups["group"], build.seed)).sort("stratum", "order")
+    groups = groups.with_columns(seeded_order(groups["group"], build.seed, "split")).sort(
+        "stratum", "order"
+    )
     total = pl.col("size").sum().over("stratum")
     pinned = pl.when("pinned").then("size").otherwise(0).sum().over("stratum")
     # A group is placed by where its middle falls, so a large one does not always overshoot.
@@ -104,7 +106,7 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
     return complete(rows), SplitReport(
         counts=dict(sorted(counts.items())),
         groups=groups.height,
-        largest_group=int(groups["size"].max() or 0),
+        largest_group=max(groups["size"].to_list(), default=0),
         held_out=counts.get("held_out", 0),
     )
 
