@@ -24,6 +24,14 @@ from trainers.affect.frame import complete, matrix, shares, unmeasured
 from trainers.affect.merge import unscored
 from trainers.affect.rows import QUALITIES
 
+#: Fewer rows than this give no usable interval.
+MIN_ROWS = 20
+#: What the gate looks at: each pair over all rows that measure both axes, and again over the rows
+#: that measure all three. Without the second, sources that each measure one pair could hide a
+#: dependence inside the fully labelled rows.
+COMPLETE = "complete "
+GATED: tuple[str, ...] = (*PAIR_NAMES, *(COMPLETE + name for name in PAIR_NAMES))
+
 _STEP_SHARE = 0.01  # of the rows that measure the pair, taken out in one selection step
 
 
@@ -94,10 +102,10 @@ def balance(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, BalanceRepo
     while (
         worst := _worst(report.after, config.limit if not out.any() else config.aim)
     ) is not None:
-        taken = _select(scores, weights, share, rank, PAIRS[worst])
+        taken = _select(scores, weights, share, rank, worst)
         if not len(taken) or out.sum() + len(taken) > config.max_selected_out * report.scored:
             raise DataError(
-                f"balance: {PAIR_NAMES[worst]} stays at {report.after[PAIR_NAMES[worst]]:.3f} "
+                f"balance: {worst} stays at {report.after[worst]:.3f} "
                 f"(limit {config.limit}) with {int(out.sum())} of {report.scored} rows selected "
                 "out; add rows to its empty cells, or raise max_selected_out"
             )
@@ -117,14 +125,15 @@ def balance(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, BalanceRepo
 def _bounds(
     scores: np.ndarray, weights: np.ndarray, share: np.ndarray, groups: np.ndarray, build: Build
 ) -> dict[str, float]:
-    """Upper bound of |r| of each pair, NaN where nothing measures both axes."""
+    """Upper bound of |r| for each of :data:`GATED`, NaN where too few rows measure both axes."""
     config = build.balance
     bounds = {}
-    for name, (a, b) in zip(PAIR_NAMES, PAIRS, strict=True):
+    for name in GATED:
+        a, b = _pair(name)
         weight = pair_weights(weights, share, (a, b))
-        use = ~np.isnan(scores[:, a]) & ~np.isnan(scores[:, b]) & (weight > 0)
+        use = _measured(scores, name) & (weight > 0)
         x, y, w = scores[use, a], scores[use, b], weight[use]
-        if len(x) < 3 or np.isnan(weighted_r(x, y, w)):
+        if len(x) < MIN_ROWS or np.isnan(weighted_r(x, y, w)):
             bounds[name] = float("nan")
             continue
         low, high = bootstrap_r(
@@ -134,10 +143,22 @@ def _bounds(
     return bounds
 
 
-def _worst(bounds: dict[str, float], limit: float) -> int | None:
-    values = np.nan_to_num(np.array([bounds[name] for name in PAIR_NAMES]), nan=0.0)
-    worst = int(values.argmax())
-    return worst if values[worst] > limit else None
+def _pair(name: str) -> tuple[int, int]:
+    return PAIRS[PAIR_NAMES.index(name.removeprefix(COMPLETE))]
+
+
+def _measured(scores: np.ndarray, name: str) -> np.ndarray:
+    """Rows that count for a gated name: both axes measured, or all three."""
+    present = ~np.isnan(scores)
+    if name.startswith(COMPLETE):
+        return np.asarray(present.all(axis=1))
+    return np.asarray(present[:, list(_pair(name))].all(axis=1))
+
+
+def _worst(bounds: dict[str, float], limit: float) -> str | None:
+    values = {name: bound for name, bound in bounds.items() if bound == bound}
+    worst = max(values, key=lambda name: values[name], default=None)
+    return worst if worst is not None and values[worst] > limit else None
 
 
 def _select(
@@ -145,12 +166,12 @@ def _select(
     weights: np.ndarray,
     share: np.ndarray,
     rank: np.ndarray,
-    pair: tuple[int, int],
+    name: str,
 ) -> np.ndarray:
     """Rows to take out next: worst quality first, then the largest push in r's direction."""
-    a, b = pair
-    weight = pair_weights(weights, share, pair)
-    use = np.flatnonzero(~np.isnan(scores[:, a]) & ~np.isnan(scores[:, b]) & (weight > 0))
+    a, b = _pair(name)
+    weight = pair_weights(weights, share, (a, b))
+    use = np.flatnonzero(_measured(scores, name) & (weight > 0))
     x, y, w = scores[use, a], scores[use, b], weight[use]
     mean_x, mean_y = np.average(x, weights=w), np.average(y, weights=w)
     push = w * (x - mean_x) * (y - mean_y) * np.sign(weighted_r(x, y, w))

@@ -2,7 +2,8 @@
 
 The gate is on the upper end of the interval of |r|, for all three pairs: a gate on the estimate
 alone passes small sets by luck, and a gate on valence and intimacy alone passes while tension is
-minus valence. A pair that nothing measures fails.
+minus valence. It must hold over all rows that measure a pair and over the rows that measure all
+three axes. A pair that nothing measures fails.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trainers.affect.balance import cells, pair_weights
+from trainers.affect.balance import MIN_ROWS, cells, pair_weights
 from trainers.affect.config import Build
 from trainers.affect.dependence import PAIR_NAMES, PAIRS, dependence
 from trainers.affect.frame import matrix, shares, unmeasured
 from trainers.affect.rows import ARCHETYPES, AXES
 
 _LEVELS = ("low", "mid", "high", "null")
-_MIN_ROWS = 20  # a smaller slice gives no usable interval
 
 
 def correlate(rows: pl.DataFrame, build: Build) -> dict[str, Any]:
@@ -34,16 +34,16 @@ def correlate(rows: pl.DataFrame, build: Build) -> dict[str, Any]:
     rows = rows.filter(~unmeasured())
     pairs = _pairs(rows, build)
     limit = build.balance.limit
-    bounds = [pairs[name]["bound"] for name in PAIR_NAMES]
-    passed = all(bound is not None and bound <= limit for bound in bounds)
     measured_all = rows.filter(pl.all_horizontal(pl.col(axis).is_not_null() for axis in AXES))
+    complete = _pairs(measured_all, build)
+    bounds = [found[name]["bound"] for found in (pairs, complete) for name in PAIR_NAMES]
     return {
         "rows": rows.height,
         "limit": limit,
         "level": build.balance.level,
-        "passed": passed,
+        "passed": all(bound is not None and bound <= limit for bound in bounds),
         "pairs": pairs,
-        "complete": _pairs(measured_all, build),
+        "complete": complete,
         "by_source": {name: _pairs(part, build) for name, part in _by_source(rows)},
         "by_tag": {name: _pairs(part, build) for name, part in _by_tag(rows)},
         "cells": _cell_table(rows, build),
@@ -70,7 +70,7 @@ def _pairs(rows: pl.DataFrame, build: Build) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for name, pair in zip(PAIR_NAMES, PAIRS, strict=True):
         both = ~np.isnan(scores[:, pair[0]]) & ~np.isnan(scores[:, pair[1]])
-        if both.sum() < _MIN_ROWS:
+        if both.sum() < MIN_ROWS:
             result[name] = {"rows": int(both.sum()), "bound": None}
             continue
         found = dependence(
@@ -122,7 +122,7 @@ def render(report: dict[str, Any]) -> str:
     """The report as plain text tables for a terminal or a card."""
     lines = [f"{report['rows']} scored rows; gate: upper bound of |r| <= {report['limit']}"]
     lines += ["", *_pair_lines("all", report["pairs"], report["limit"])]
-    lines += _pair_lines("complete", report["complete"], None)
+    lines += _pair_lines("complete", report["complete"], report["limit"])
     for title, key in (("source", "by_source"), ("tag", "by_tag")):
         for name, pairs in report[key].items():
             lines += _pair_lines(f"{title} {name}", pairs, None)
