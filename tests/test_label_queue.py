@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from label_kit import a_label, add_rows, ticking, write_jsonl
 
+from trainers.affect.label import items
 from trainers.affect.label.items import Item
 from trainers.affect.label.log import DecisionLog, Draft
 from trainers.affect.label.queue import Plan, band_cell, ranked, repeats_due, value_of
 from trainers.affect.label.scorer import ModelScore, read_scores, tfidf_scores
 from trainers.affect.label.session import import_drafts
 from trainers.affect.label.state import LabelState
-from trainers.affect.rows import Rejects
+from trainers.affect.rows import AffectRow, Rejects
 
 
 @pytest.fixture
@@ -138,3 +139,7 @@ def test_a_scores_file_names_its_bad_lines(tmp_path):
     rejects = Rejects()
     assert set(read_scores(path, rejects)) == {"a"}
     assert [reject.line for reject in rejects.items] == [2]
+
+
+def test_every_column_of_an_affect_row_can_be_brought_to_labelling():
+    assert set(AffectRow.model_fields) <= set(Item.model_fields) | items._PASSING

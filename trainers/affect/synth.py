@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import orjson
 
+import probes.scenario
 from probes.scenario import Scenario, ScenarioError, Turn, load_scenarios
 from trainers.affect.errors import DataConfigError
 from trainers.affect.label.items import Item
@@ -30,7 +31,8 @@ from trainers.affect.rows import (
 
 SOURCE = "synthetic_probe"
 LICENCE = "Apache-2.0"
-DEFAULT_FOLDER = Path("probes/scenarios/affect_archetypes")
+#: Beside the code, so that an installed package finds it from any folder.
+DEFAULT_FOLDER = Path(probes.scenario.__file__).parent / "scenarios" / "affect_archetypes"
 DEFAULT_MAX_WIDTH = 0.9
 
 
