@@ -11,5 +11,6 @@
 | `terminal.py`, `web.py`, `page.*` | the two faces |
 | `agreement.py` | Krippendorff's alpha and ICC per axis, with bootstrap intervals |
 | `resolve.py` | two raters' labels to one row; the labelled set, byte for byte |
-| `commands.py` | `limbic label` |
+| `options.py`, `commands*.py` | `limbic label` |
+| `form.py`, `guidelines.py` | the half-filled label; the page raters follow |
 """
