@@ -2,8 +2,8 @@
 
 A reference is one of::
 
-    pkg:package/file.gguf        a file inside an installed Python package (which is not imported)
-    hf:org/repo/file.gguf        downloaded once, with progress and resume; hf:org/repo@revision/file
+    pkg:package/file.gguf        a file inside an installed Python package, which is not imported
+    hf:org/repo/file.gguf        downloaded once, with progress and resume; hf:org/repo@revision/…
     file:/path/model.gguf        a file; ``~`` is expanded
     path/model.gguf              the same
 

@@ -33,6 +33,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 ATTEMPTS = 6
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
 _BLOCK = 1024 * 1024
+_HASH = "X-Linked-Etag"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -111,21 +112,18 @@ async def _transfer(
 ) -> str:
     """One attempt; returns the sha256 the hub announced, or ""."""
     etag_file = part.with_name(part.name + ".etag")
-    etag = etag_file.read_text() if etag_file.exists() else ""
-    have = part.stat().st_size if part.exists() and etag else 0
+    etag, have = _kept(part, etag_file)
     headers = {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
     try:
         async with http.get(url_of(reference), headers=headers) as answer:
             # The hub redirects large files to a store and announces their hash on the way.
             hops = [*answer.history, answer]
-            linked = next(
-                (h.headers["X-Linked-Etag"] for h in hops if "X-Linked-Etag" in h.headers), ""
-            )
+            linked = next((h.headers[_HASH] for h in hops if _HASH in h.headers), "")
             _check_status(answer, reference)
             if answer.status != 206:
                 have = 0
             if answer.status == 416:
-                part.unlink(missing_ok=True)
+                etag_file.write_text("")
                 raise _Interrupted("the partial file no longer fits")
             total = have + (answer.content_length or 0)
             _check_room(part, (answer.content_length or 0), reference)
@@ -147,6 +145,14 @@ async def _transfer(
     etag_file.unlink(missing_ok=True)
     digest = linked.strip('W/"').lower()
     return digest if _SHA256.fullmatch(digest) else ""
+
+
+def _kept(part: Path, etag_file: Path) -> tuple[str, int]:
+    """The entity tag of a partial file and its bytes; ``"", 0`` when it cannot be continued."""
+    if not part.exists() or not etag_file.exists():
+        return "", 0
+    etag = etag_file.read_text()
+    return (etag, part.stat().st_size) if etag else ("", 0)
 
 
 def _check_status(answer: aiohttp.ClientResponse, reference: Reference) -> None:

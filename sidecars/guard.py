@@ -71,7 +71,7 @@ class RequestContext:
 def json_response(
     body: object, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
-    """A JSON answer; NaN would become null silently, so results are checked before they get here."""
+    """A JSON answer. NaN would become null in silence: check results before they get here."""
     return web.Response(
         body=orjson.dumps(body), status=status, headers=headers, content_type="application/json"
     )
@@ -97,7 +97,7 @@ async def read_body(request: web.Request, model: type[BodyT]) -> BodyT:
 
 
 def context_of(request: web.Request, body: Timed) -> RequestContext:
-    """Turn id and deadline from the body, else from ``X-Limbic-Turn`` / ``X-Limbic-Deadline-Ms``."""
+    """Turn id and deadline: the body's, else ``X-Limbic-Turn`` and ``X-Limbic-Deadline-Ms``."""
     left_ms = body.deadline_ms
     if left_ms is None and (header := request.headers.get("X-Limbic-Deadline-Ms")):
         try:

@@ -32,11 +32,7 @@ def main(service_type: type[Service], argv: Sequence[str] | None = None) -> int:
     try:
         options = ServeOptions(
             host=args.host,
-            port=args.port
-            if args.port is not None
-            else 0
-            if managed
-            else service_type.default_port,
+            port=_port(args, 0 if managed else service_type.default_port),
             token=managed or _token(args),
             managed=managed is not None,
             allow_hosts=frozenset(args.allow_host),
@@ -74,6 +70,10 @@ def _parser(service_type: type[Service]) -> argparse.ArgumentParser:
     )
     service_type.add_arguments(parser)
     return parser
+
+
+def _port(args: argparse.Namespace, default: int) -> int:
+    return default if args.port is None else int(args.port)
 
 
 def _token(args: argparse.Namespace) -> str | None:

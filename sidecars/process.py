@@ -1,4 +1,4 @@
-"""What a sidecar asks of the operating system: signals, its parent's death, the line to its parent."""
+"""What a sidecar asks of the operating system: signals, cores, its parent's death and ear."""
 
 from __future__ import annotations
 

@@ -152,10 +152,7 @@ class SidecarServer:
             LimbicError: from the service. LoadCancelled: asked to stop meanwhile.
         """
         progress = self._line.progress if self._line else lambda _: None
-        info = await _in_daemon_thread(
-            lambda: self._service.load(progress, self._stopping.is_set),
-            f"{self._service.name}-load",
-        )
+        info = await _in_daemon_thread(lambda: self._service.load(progress, self._stopping.is_set))
         await self._service.start()
         self._info = info
         if self._line:

@@ -36,7 +36,7 @@ class Service(ABC):
 
     metrics: Metrics
 
-    @classmethod
+    @classmethod  # noqa: B027 - optional
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options that only this sidecar has."""
 
