@@ -167,6 +167,8 @@ async def as_response(handler: Handler, request: web.Request) -> web.StreamRespo
     except web.HTTPException as error:
         code = (error.reason or "error").lower().replace(" ", "_")
         return Problem(error.status, code, error.reason or "error").response()
+    except ConnectionError:
+        raise  # the client left
     except LimbicError as error:
         log.error("%s %s: %s", request.method, request.path, error)
         return Problem(error.http_status, error.code, str(error)).response()
