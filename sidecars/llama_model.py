@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import secrets
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sidecars.chat_template import ChatTemplate
 from sidecars.service import LoadCancelled, Progress
 from sidecars.token_model import ChatMessages, EngineFailure, Sampling
 
+_PROGRESS_INTERVAL_S = 0.25
 _LOG_ERROR = 4
 _CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
 _MAX_SEED = 0xFFFFFFFE  # the next one asks llama.cpp for a random seed
@@ -171,13 +173,14 @@ class LlamaModel:
         progress: Progress,
         stopping: Callable[[], bool],
     ) -> None:
-        shown = -1
+        shown, at = 0, 0.0
 
         def on_progress(fraction: float, _: object) -> bool:
-            nonlocal shown
-            if (now := int(fraction * 20)) != shown:
-                shown = now
-                progress(f"loading {artifact.name}: {now * 5} %")
+            nonlocal shown, at
+            percent, now = int(fraction * 100), time.monotonic()
+            if percent > shown and now - at >= _PROGRESS_INTERVAL_S:
+                shown, at = percent, now
+                progress(f"loading {artifact.name}: {percent} %")
             return not stopping()
 
         callback = lib.llama_progress_callback(on_progress)

@@ -11,6 +11,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -22,6 +23,7 @@ class Metrics:
     """One registry per sidecar. ``queue`` is asked whenever the numbers are read."""
 
     def __init__(self, name: str, queue: Callable[[], int]) -> None:
+        disable_created_metrics()  # a second series for each counter that nobody reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(

@@ -137,10 +137,13 @@ class PrefixCache:
         # A shorter copy that this one contains is no longer needed.
         live = self._live
         self._saved = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
-        while self._saved and self.saved_bytes + size > self._budget:
-            self._saved.pop(0)
+        self._make_room(size)
         state = self._model.snapshot()
         self._saved.append(_Saved(array("i", self._live), self._prompt_length, state, size))
+
+    def _make_room(self, size: int) -> None:
+        while self._saved and self.saved_bytes + size > self._budget:
+            self._saved.pop(0)
 
     def _bring_back(self, saved: _Saved, overlap: int) -> int:
         self._saved = [other for other in self._saved if other is not saved]
@@ -151,5 +154,6 @@ class PrefixCache:
         self._live = array("i", saved.tokens)
         self._prompt_length = saved.prompt_length
         if saved.prompt_length - overlap >= self._worth_saving:
+            self._make_room(saved.size)
             self._saved.append(saved)  # only its beginning is wanted now: its owner may return
         return overlap
