@@ -174,7 +174,7 @@ class Limbic:
             auto_decompress=True,
         )
         self._closers.append(http.close)
-        self.supervisor = Supervisor(s.supervisor, http=http, clock=self.clock, emit=emit)
+        self.supervisor = Supervisor(s.supervisor, clock=self.clock, emit=emit)
         self._closers.append(self.supervisor.stop)
         for name in self._managed():
             self.supervisor.add(self._spec(name, s.sidecar(name)))

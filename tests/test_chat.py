@@ -65,7 +65,7 @@ async def test_the_conversation_and_the_mood_survive_a_restart(
         await limbic.session("a").say("still here?")
     assert after.levels["cortisol"] == pytest.approx(before.levels["cortisol"], abs=0.01)
     roles = [m["role"] for m in llm.requests[-1].body["messages"]]
-    assert roles == ["system", "user", "assistant", "user", "system"]
+    assert roles == ["system", "user", "assistant", "user"]
     assert llm.requests[-1].body["messages"][1]["content"] == "how dare you leave me"
 
 
@@ -178,8 +178,9 @@ async def test_prefill_runs_while_the_window_is_open_and_again_after_the_turn(
         await idle(limbic)
     prefills = [r.body["messages"] for r in llm.others if r.path == "/v1/prefill"]
     full = llm.requests[1].body["messages"]
-    assert full[:-1] in prefills, "the window prefills head and words"
-    after = [*full[:-1], {"role": "assistant", "content": "Hello there!"}]
+    words = [*full[:-1], {"role": "user", "content": "second"}]
+    assert words in prefills, "the window prefills head and words"
+    after = [*words, {"role": "assistant", "content": "Hello there!"}]
     assert prefills[-1] == after, "idle time prefills the committed history"
 
 
@@ -231,7 +232,7 @@ async def test_leaving_the_loop_cancels_the_turn_and_the_server_stops(
         assert turn.status == "cancelled"
         assert (await limbic.session("a").state()).levels == pytest.approx(before, abs=1e-4)
         assert await limbic.session("a").say("hello") == "Hello there!"
-        assert len(llm.requests[-1].body["messages"]) == 3
+        assert len(llm.requests[-1].body["messages"]) == 2
     assert [line["status"] for line in log_lines(limbic)] == ["cancelled", "done"]
 
 
@@ -256,7 +257,7 @@ async def test_two_turns_of_one_session_run_one_after_the_other(
         turns = [limbic.session("a").say(f"message {n}") for n in range(5)]
         await asyncio.gather(*(turn._whole() for turn in turns))
     assert sorted(turn.seq for turn in turns) == [1, 2, 3, 4, 5]
-    assert [len(r.body["messages"]) for r in llm.requests] == [3, 5, 7, 9, 11]
+    assert [len(r.body["messages"]) for r in llm.requests] == [2, 4, 6, 8, 10]
 
 
 async def test_many_sessions_run_at_once(llm: FakeLLM, open_limbic: OpenLimbic) -> None:
@@ -313,8 +314,8 @@ async def test_text_with_template_marks_stays_text(llm: FakeLLM, open_limbic: Op
     async with open_limbic(llm) as limbic:
         await limbic.session("a").say(attack)
     messages = llm.requests[0].body["messages"]
-    assert messages[1] == {"role": "user", "content": attack}
-    assert [m["role"] for m in messages] == ["system", "user", "system"]
+    assert [m["role"] for m in messages] == ["system", "user"]
+    assert messages[1]["content"].startswith(attack) and attack not in messages[0]["content"]
 
 
 async def test_undo_takes_back_the_turn_and_its_mood(
@@ -411,7 +412,7 @@ async def test_idle_sessions_are_closed_when_too_many_are_open(
             await limbic.session(f"s{n}").say("hi")
         assert len(limbic.parts.sessions) == 3
         await limbic.session("s0").say("back")
-    assert len(llm.requests[-1].body["messages"]) == 5
+    assert len(llm.requests[-1].body["messages"]) == 4
 
 
 async def test_bad_settings_stop_the_start_before_anything_runs(
