@@ -209,18 +209,26 @@ async def test_a_connection_closed_under_a_request_is_replaced_once_without_a_re
             await collect(rig)
 
 
-async def test_the_first_request_ever_has_no_stale_connection_to_blame() -> None:
+async def test_a_connection_pooled_by_a_failed_answer_may_be_stale_too() -> None:
     async with FakeLLM() as server, llm_rig(server.url, max_attempts=1) as rig:
-        server.enqueue(DROP)
+        server.enqueue(refuse(400), DROP)
+        with pytest.raises(RemoteRejected):
+            await collect(rig)
+        assert (await collect(rig)).text == "Hello there!"
+
+
+async def test_a_server_that_drops_every_request_gets_one_request_more_than_the_attempts() -> None:
+    async with FakeLLM() as server, llm_rig(server.url, max_attempts=3) as rig:
+        server.enqueue(*[DROP] * 9)
         with pytest.raises(RemoteUnavailable):
             await collect(rig)
-        assert len(server.requests) == 1
+        assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize("script", [refuse(500), Script(drop=True)])
 async def test_nothing_stays_open_after_a_failure(script: Script) -> None:
     async with FakeLLM() as server, llm_rig(server.url, max_attempts=2) as rig:
-        server.enqueue(script, script)
+        server.enqueue(*[script] * 3)
         with pytest.raises(LimbicError):
             await collect(rig)
         assert rig.http.connector is not None
