@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=40, help="A/B pairs of blocks")
     parser.add_argument("--turns", type=int, default=25, help="turns in one block")
     parser.add_argument("--tokens", type=int, default=32, help="events a reply")
-    parser.add_argument("--token-ms", type=float, default=0.5, help="pause between events")
+    parser.add_argument("--token-ms", type=float, default=0.0, help="pause between events")
     parser.add_argument("--max-ratio", type=float, help="exit 1 above this ratio")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON line")
