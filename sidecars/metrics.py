@@ -23,7 +23,7 @@ class Metrics:
     """One registry per sidecar. ``queue`` is asked whenever the numbers are read."""
 
     def __init__(self, name: str, queue: Callable[[], int]) -> None:
-        disable_created_metrics()  # a second series for each counter that nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody reads
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
