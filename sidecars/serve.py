@@ -17,10 +17,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Self
+from typing import Self, TypeVar
 
 from aiohttp import web
 
@@ -29,6 +31,8 @@ from sidecars.guard import BODY_TIMEOUT_S, Guard, Handler, Problem, as_response,
 from sidecars.metrics import Metrics, rss_mb
 from sidecars.process import ParentLine
 from sidecars.service import LoadCancelled, ModelInfo, Service
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@cache
 def version() -> str:
     """Limbic's version, ``0`` when it runs from a bare checkout."""
     try:
@@ -88,8 +93,11 @@ class SidecarServer:
         self._info: ModelInfo | None = None
         self._stopping = threading.Event()
         self._active: set[asyncio.Task[object]] = set()
+        # Reading one's own vitals reads files; not on the loop, and not behind other work.
+        self._vitals = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vitals")
         self._idle = asyncio.Event()
         self._idle.set()
+        self._version = version()
         self.port = 0
 
     @property
@@ -161,7 +169,7 @@ class SidecarServer:
                 url=self.url,
                 model=info.model,
                 sha256=info.sha256,
-                version=version(),
+                version=self._version,
             )
 
     async def stop(self) -> None:
@@ -177,6 +185,7 @@ class SidecarServer:
             await self._service.close()
         await self._runner.shutdown()
         await self._runner.cleanup()
+        self._vitals.shutdown(wait=False)
 
     async def run(self) -> int:
         """Serve until a signal; returns the exit code."""
@@ -254,7 +263,7 @@ class SidecarServer:
     async def _health(self, _: web.Request) -> web.Response:
         service = self._service
         body = {"status": "ok", "busy": service.busy(), "queue": service.queue_length()}
-        return json_response({**body, "rss_mb": rss_mb()})
+        return json_response({**body, "rss_mb": await self._measured(rss_mb)})
 
     async def _ready(self, _: web.Request) -> web.Response:
         info = self._info
@@ -263,18 +272,20 @@ class SidecarServer:
             "ready": ready,
             "model": info.model if info else "",
             "sha256": info.sha256 if info else "",
-            "version": version(),
+            "version": self._version,
             "queue": self._service.queue_length(),
-            "rss_mb": rss_mb(),
+            "rss_mb": await self._measured(rss_mb),
         }
         if not ready:
             body["reason"] = "stopping" if self._stopping.is_set() else "loading"
         return json_response(body, status=200 if ready else 503)
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
-        )
+        text = await self._measured(self._metrics.text)
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _measured(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._vitals, function)
 
 
 class _Refuse(asyncio.Protocol):

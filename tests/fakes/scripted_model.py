@@ -30,6 +30,7 @@ class ScriptedModel:
         self.live: list[int] = []
         self.steps: list[tuple[int, int]] = []
         self.restored = 0
+        self.interruptions = 0
         self.samplings: list[Sampling] = []
         self.closed = False
         self.fail_on: int | None = None
@@ -63,6 +64,11 @@ class ScriptedModel:
         with self._changed:
             self._held = False
             self._changed.notify_all()
+
+    def wait_for_interruption(self) -> None:
+        """Return once ``interrupt`` has been called."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.interruptions > 0, PATIENCE_S)
 
     @property
     def evaluated(self) -> int:
@@ -138,6 +144,7 @@ class ScriptedModel:
     def interrupt(self) -> None:
         with self._changed:
             self._interrupted = True
+            self.interruptions += 1
             self._changed.notify_all()
 
     def rearm(self) -> None:
