@@ -49,13 +49,11 @@ def labelled(count: int, seed: int = 1, *, coupled: float = 0.0, **more: Any) ->
     for number in range(count):
         v, i, t = (draw.uniform(-1, 1) for _ in range(3))
         t = (1 - coupled) * t - coupled * v
-        rows.append(
-            row(
-                sentence(draw), round(v, 3), round(i, 3), round(t, 3),
-                tags=(ARCHETYPES[number % len(ARCHETYPES)],), frame=f"{seed}-frame-{number // 3}",
-                **more,
-            )
-        )  # fmt: skip
+        own = {
+            "tags": (ARCHETYPES[number % len(ARCHETYPES)],),
+            "frame": f"{seed}-frame-{number // 3}",
+        }
+        rows.append(row(sentence(draw), round(v, 3), round(i, 3), round(t, 3), **own | more))
     return rows
 
 
