@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.fakes.affect_data import labelled, row, write_public
-from trainers.affect import commands_set, commands_sources
+from trainers.affect import commands_sources, options
 from trainers.affect.build import build_set
 from trainers.affect.cli import _COMMANDS, _SUMMARIES, data
 from trainers.affect.config import Build, load_build, load_mapping
@@ -157,7 +157,7 @@ def test_bad_pool_lines_are_collected_and_stop_the_build_past_the_share(world, t
 
 
 def test_the_steps_on_files_reach_the_gate(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands_set, "load_build", lambda path=None: fast())
+    monkeypatch.setattr(options, "load_build", lambda path=None: fast())
     write_rows(tmp_path / "labels.jsonl", labelled(900, seed=21, tags=()))
     pool = ["--pool", tmp_path / "nothing"]
     steps = [
