@@ -136,6 +136,8 @@ def build(
             command=f"limbic data build --data FOLDER --out FOLDER{options}",
             say=steps,
         )
+    if bad := len(result.rejects.items):
+        click.echo(f"{bad} lines rejected, see {out / 'rejects.jsonl'}", err=True)
     if as_json:
         emit(result.report)
     else:

@@ -39,6 +39,7 @@ licence_option = click.option(
 
 
 def settings(config: Path | None, seed: int | None, max_rejects: float | None = None) -> Build:
+    """``build.toml`` (or another file) with what was given on the command line."""
     changes: dict[str, Any] = {}
     if seed is not None:
         changes["seed"] = seed
@@ -62,12 +63,14 @@ def read(files: tuple[Path, ...], build: Build, rejects_file: Path | None) -> pl
 
 
 def pool_folder(pool: Path | None) -> Path:
+    """The folder that was given, else the pool that ships with the package."""
     from trainers.affect.build import POOL
 
     return POOL if pool is None else pool
 
 
 def report(data: dict[str, Any], as_json: bool) -> None:
+    """Print a step's report: JSON, or a line an entry (of a list, its length)."""
     if as_json:
         emit(data)
         return
