@@ -71,21 +71,28 @@ def build_set(
             if sources.licence_class(sources.sources[name].licence) == "permissive"
         ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    rejects = Rejects()
+    collected: list[Rejects] = []
     parts = []
     for name in chosen:
         say(f"read {name}")
         for file in wanted(sources, [name]):
             verify(data, file)
-        rows = READERS[name](data, mapping, config, rejects)
+        bad = Rejects()
+        rows = READERS[name](data, mapping, config, bad)
+        collected.append(bad)
         write_frame(out / "sources" / f"{name}.jsonl", rows)
         parts.append(rows)
     say("read pool")
     row_files, _ = pool_files(pool)
-    pooled = read_frame(row_files, rejects)
+    collected.append(Rejects())
+    pooled = read_frame(row_files, collected[-1])
     parts.append(pooled)
+    rejects = Rejects(
+        [item for bad in collected for item in bad.items], sum(bad.seen for bad in collected)
+    )
     rejects.write(out / "rejects.jsonl")
-    rejects.check(config.max_rejects)
+    for bad in collected:  # each on its own: a small broken pool must not hide behind large sets
+        bad.check(config.max_rejects)
     gold = GoldGuard.load(pool)
 
     say("lint")

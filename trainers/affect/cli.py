@@ -35,9 +35,9 @@ _COMMANDS = {
     "split": "commands_set",
     "balance": "commands_set",
     "correlate": "commands_set",
-    "card": "commands_set",
-    "gold": "commands_set",
-    "build": "commands_set",
+    "card": "commands_build",
+    "gold": "commands_build",
+    "build": "commands_build",
 }
 _SUMMARIES = {
     "fetch": "Get the public sets: download, or take them from a folder.",

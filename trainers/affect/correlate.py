@@ -140,7 +140,7 @@ def _pair_lines(title: str, pairs: dict[str, dict[str, Any]], limit: float | Non
         if found["bound"] is None:
             if limit is None and not found["rows"]:
                 continue
-            text = f"{found['rows']} rows measure both axes, too few to tell"
+            text = f"{found['rows']} rows measure both: too few, or an axis does not vary"
             verdict = "" if limit is None else "  FAIL"
         else:
             text = (

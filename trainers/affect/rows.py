@@ -261,6 +261,8 @@ def _explain(error: ValidationError) -> str:
                 parts.append(f"missing column {where!r}")
             case "extra_forbidden":
                 parts.append(f"unknown column {where!r}")
+            case "model_type" | "dict_type" | "model_attributes_type":
+                parts.append("not an object; each line is one {...}")
             case "json_invalid":
                 parts.append(f"broken JSON: {message.removeprefix('Invalid JSON: ')}")
             case _ if where:
