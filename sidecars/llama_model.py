@@ -374,8 +374,8 @@ def _abort_callback(flag: ctypes.Array[ctypes.c_char]) -> tuple[Any, Any]:
 def _has_amx() -> bool:
     """Whether llama.cpp was compiled to use AMX tiles.
 
-    Compilers before GCC 13 describe the tile-configuration instruction to themselves wrongly, and
-    the compiled code faults. AMX is one of llama.cpp's "extra buffer types", which can be left
-    out when loading; without AMX they are worth having.
+    Compiled with GCC 12 (Debian 12), that code dies at the tile-configuration instruction: the
+    compiler's own header says that it reads 8 bytes of the 64. AMX is one of llama.cpp's "extra
+    buffer types", which can be left out when loading; without AMX they are worth having.
     """
     return sys.platform == "linux" and b"AMX_INT8 = 1" in lib.llama_print_system_info()
