@@ -18,8 +18,6 @@ from types import TracebackType
 from typing import Any, Literal
 from uuid import uuid4
 
-import aiohttp
-
 from brain.affect_classifier import AffectClassifier
 from brain.blend import Blend
 from brain.breaker import CircuitBreaker
@@ -31,6 +29,7 @@ from brain.foresight import ForesightClient
 from brain.llm import LLMClient
 from brain.memory import Memory
 from brain.persona import Persona, list_personas, load_persona
+from brain.remote import open_http
 from brain.schema import check_id
 from brain.sessions import Session, Sessions
 from brain.settings import Settings, SidecarSettings, load_settings
@@ -42,7 +41,6 @@ from brain.turn import Turn
 
 SideName = Literal["llm", "cahm", "lvm", "decoder"]
 LLM_READY_WAIT_S = 120.0
-POOL_LIMIT = 1_024
 
 
 class SessionHandle:
@@ -92,7 +90,6 @@ class Limbic:
         self.chat: Chat
         self.supervisor: Supervisor
         self.telemetry: Telemetry
-        self._http: aiohttp.ClientSession | None = None
         self._llm_breaker: CircuitBreaker
         self._ticker: asyncio.Task[None] | None = None
         self._closers: list[Callable[[], Awaitable[Any]]] = []
@@ -168,13 +165,9 @@ class Limbic:
         emit = self.telemetry.emit
         store = await Store.open(s.data_dir, emit=emit)
         self._closers.append(store.close)
-        http = self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=POOL_LIMIT, limit_per_host=0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            auto_decompress=True,
-        )
+        http = open_http()
         self._closers.append(http.close)
-        self.supervisor = Supervisor(s.supervisor, http=http, clock=self.clock, emit=emit)
+        self.supervisor = Supervisor(s.supervisor, clock=self.clock, emit=emit)
         self._closers.append(self.supervisor.stop)
         for name in self._managed():
             self.supervisor.add(self._spec(name, s.sidecar(name)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from brain.clock import Clock
-from brain.errors import LimbicError
+from brain.errors import LimbicError, RemoteTimeout
 from brain.events import Emit
 from brain.settings import BlendSettings
 
@@ -144,7 +144,8 @@ class Blend:
                         self._emit(f"late_{name}", turn_id=turn_id, age_ms=round(age_ms, 1))
                         on_late(name, result.value, age_ms)
                     else:
-                        self._emit("side_down", turn_id=turn_id, side=name, reason=result.reason)
+                        event = "side_missed" if result.outcome == "missed" else "side_down"
+                        self._emit(event, turn_id=turn_id, side=name, reason=result.reason)
                     window.results[name] = result
                     self._note(name, result)
             for name in waiting.values():
@@ -169,6 +170,8 @@ def _settle(task: asyncio.Future[Any], latency_ms: float) -> SideResult:
     error = task.exception()
     if error is None:
         return SideResult(outcome="on_time", value=task.result(), latency_ms=latency_ms)
+    if isinstance(error, RemoteTimeout):
+        return SideResult(outcome="missed", latency_ms=latency_ms, reason=str(error)[:300])
     if not isinstance(error, LimbicError):
         # A defect of ours must not cost the user the turn, but it must be seen.
         reason = f"unexpected {type(error).__name__}: {error}"

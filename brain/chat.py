@@ -45,6 +45,7 @@ from brain.turn import Turn
 
 PREFILL_DEADLINE_MS = 30_000
 CONTEXT_TURNS = 2
+SIDE_MARGIN_MS = 25
 
 
 @dataclass(slots=True)
@@ -161,7 +162,8 @@ class _LiveTurn:
         """Start the side models, recall and prefill together; return when the window closes."""
         p, turn, session = self.p, self.turn, self.session
         sides: dict[str, Awaitable[Any]] = {}
-        deadline_ms = p.settings.blend.hard_deadline_ms
+        # A little before the window's own limit, so that the breaker learns of a hung side model.
+        deadline_ms = max(10, p.settings.blend.hard_deadline_ms - SIDE_MARGIN_MS)
         if p.classifier is not None:
             context = [text for e in session.history[-1:] for text in (e.user, e.reply)]
             sides["affect"] = p.classifier.score(

@@ -57,7 +57,6 @@ class LLMClient:
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=settings.connect_timeout_ms / 1000
         )
-        self._served = False  # an answer was completed, so a pooled connection may exist
 
     def stream(
         self, messages: Sequence[Message], *, behaviour: Behaviour, turn_id: str
@@ -75,6 +74,7 @@ class LLMClient:
             "temperature": behaviour.temperature,
             "top_p": behaviour.top_p,
             "max_tokens": behaviour.max_tokens,
+            "frequency_penalty": self._settings.frequency_penalty,
         }
         return LLMStream(self, messages, encode_body(body), turn_id=turn_id, clock=self._clock)
 
@@ -175,9 +175,10 @@ class LLMClient:
             try:
                 found = await self._exchange(reply, left_s)
             except RemoteUnavailable as error:
-                if not (self._served and dropped(error)):
+                if reply.retries or not dropped(error):
                     raise
-                # A pooled connection that the server closed between turns is not a failure.
+                # A pooled connection that the server closed between turns is not a failure. Only
+                # once a turn: a server that drops every request is one that fails.
                 self._emit("llm_reconnect", turn_id=reply.turn_id)
                 found = await self._exchange(reply, left_s)
         except (Exception, asyncio.CancelledError) as error:
@@ -237,10 +238,8 @@ class LLMClient:
     def ended(self, reply: LLMStream, error: LimbicError | None) -> None:
         """For ``LLMStream``: a reply that had begun is over; count it and learn from it."""
         self._breaker.record(error)
-        if error is None:
-            self._served = True
-            if reply.prompt_tokens is not None:
-                self._routes.observe(reply.messages, reply.prompt_tokens)
+        if error is None and reply.prompt_tokens is not None:
+            self._routes.observe(reply.messages, reply.prompt_tokens)
 
 
 def _failure(state: RetryCallState) -> BaseException | None:

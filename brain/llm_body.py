@@ -31,7 +31,7 @@ MAX_REPLY_CHARS = 4 * MAX_TEXT_CHARS
 # A server may send usage and [DONE] after the finish reason; the reply does not wait longer.
 TAIL_S = 1.0
 # Time for the end of the body to arrive after [DONE], so that the connection can be reused.
-LINGER_S = 1.0
+LINGER_S = 0.1
 
 _TOO_LATE: dict[Phase, str] = {
     "first_token": "did not begin to answer in time (first_token limit)",
@@ -127,9 +127,28 @@ class CompletionBody:
         return text
 
     def close(self) -> None:
-        """Stop now; the server sees the connection close. Harmless once complete."""
-        if not (self._complete or self._error):
+        """Stop now; the server sees the connection close, unless it had sent everything."""
+        if self._complete:
+            if not self._response.content.is_eof():
+                self._response.close()
+        elif not self._error:
             self._fail(StreamBroken("the stream was closed here", remote=self._remote))
+
+    async def settle(self) -> None:
+        """After a complete reply: let the end of the body arrive, or close the connection.
+
+        At its end the connection goes back to the pool by itself. It usually comes with [DONE] or
+        a moment after it; ``LINGER_S`` is the longest that this waits.
+        """
+        if self._response.content.is_eof():
+            return
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._response.content.wait_eof()
+        except (*FOREIGN, RuntimeError):
+            pass  # the reply is whole; only its connection is lost
+        finally:
+            self.close()
 
     def _take(self, chunk: bytes) -> str:
         """Parse one piece of the body into text, marking completion or failure."""
@@ -213,6 +232,7 @@ class CompletionBody:
             return
         if self.events.finish_reason is not None:
             self._finish()  # the reply is whole; only what follows it went wrong
+            self._response.close()
             return
         self._timer.cancel()
         if self._chars and not isinstance(error, RemoteTimeout | StreamBroken):
@@ -227,10 +247,6 @@ class CompletionBody:
     def _finish(self) -> None:
         self._timer.cancel()
         self._complete = True
-        # At the end of the body the connection goes back to the pool by itself. That end often
-        # comes a moment after [DONE]; nobody waits for it, but it may not stay away for long.
-        if not self._response.content.is_eof():
-            self._loop.call_later(LINGER_S, self._response.close)
 
     def _next_phase(self, seconds: float) -> None:
         self._phase = "idle"

@@ -111,6 +111,8 @@ class LLMStream:
                 text = await self._start()
             else:
                 text = await body.read()
+                if not text:
+                    await body.settle()
         except LimbicError as error:
             self._over = True
             if body is not None:  # failures to begin are counted try by try

@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from brain.child import REAP_S, ChildProcess
 from brain.clock import Clock
 from brain.control import ControlClient
-from brain.errors import EXIT_CONFIG, RemoteError, SidecarDown, SidecarFailed
+from brain.errors import EXIT_CONFIG, SidecarDown, SidecarFailed
 from brain.events import Emit, Endpoint
-from brain.processes import OrphanGuard, child_env, rss_bytes, settle
+from brain.processes import OrphanGuard, child_env, settle
 from brain.restart import RestartPolicy
 from brain.schema import Hello
 from brain.settings import SupervisorSettings
 from brain.sidecar import ChildSpec, Sidecar, SidecarStatus, State
 from brain.startup import StartFailed, Startup
+from brain.vitals import MIB, Vitals
 
 TOKEN_VARIABLE = "LIMBIC_SIDECAR_TOKEN"
 HUNG_GRACE_S = 1.0
 STOP_SLACK_S = 2.0
 PROGRESS_EVENT_INTERVAL_S = 0.1
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,7 @@ class ManagedSidecar(Sidecar):
         self._hello: Hello | None = None
         self._ready_since: float | None = None
         self._progress_at: float | None = None
-        self._rss: int | None = None
-        self._queue: int | None = None
+        self._vitals: Vitals | None = None
 
     # -- what others call
 
@@ -124,7 +123,7 @@ class ManagedSidecar(Sidecar):
         raise SidecarDown(text, name=self.name)
 
     def status(self) -> SidecarStatus:
-        hello = self._hello
+        hello, vitals = self._hello, self._vitals
         return SidecarStatus(
             self.state,
             required=self.settings.required,
@@ -132,8 +131,8 @@ class ManagedSidecar(Sidecar):
             restarts=self._restarts,
             model=hello.model if hello is not None else "",
             sha256=hello.sha256 if hello is not None else "",
-            rss_mb=None if self._rss is None else round(self._rss / MIB, 1),
-            queue=self._queue,
+            rss_mb=round(vitals.rss / MIB, 1) if vitals is not None and vitals.rss else None,
+            queue=vitals.queue if vitals is not None else None,
             reason=self.reason,
         )
 
@@ -178,7 +177,7 @@ class ManagedSidecar(Sidecar):
 
     async def _live(self) -> _End:
         """One life, from spawn to reaped."""
-        self._ready_since = self._rss = self._queue = None
+        self._ready_since = self._vitals = None
         if self.state != "degraded":  # a slow retry stays degraded until it is ready
             self._enter("starting", self.reason if self._restarts else "")
         token = secrets.token_urlsafe(32)
@@ -206,19 +205,27 @@ class ManagedSidecar(Sidecar):
             await child.terminate(grace_s=grace, dump=end.hung)
         finally:  # cancelled: no grace; otherwise it is reaped already and this does nothing
             await child.terminate(grace_s=None)
-            self._child = None
+            self._child = self._vitals = None
         return end
 
     async def _until_end(self, child: ChildProcess, startup: Startup, token: str) -> _End:
+        vitals = self._vitals = Vitals(
+            self.name, self.settings, control=self._control, clock=self._clock, emit=self._emit
+        )
         end = await self._first(
-            self._asked(), self._memory(child), self._serve(child, startup, token), _exit(child)
+            self._asked(),
+            self._memory(child, vitals),
+            self._serve(child, startup, vitals, token),
+            _exit(child),
         )
         if child.exited.done() and not self._nudge.is_set():
             await child.drained()
             return _End(child.describe_exit(), permanent=child.exited.result() == EXIT_CONFIG)
         return end
 
-    async def _serve(self, child: ChildProcess, startup: Startup, token: str) -> _End:
+    async def _serve(
+        self, child: ChildProcess, startup: Startup, vitals: Vitals, token: str
+    ) -> _End:
         """From handshake to the missed heartbeats that end it."""
         await self._start_guard()
         try:
@@ -242,8 +249,8 @@ class ManagedSidecar(Sidecar):
             sha256=self._hello.sha256,
             start_ms=round(startup.deadline.elapsed_s * 1000, 1),
         )
-        await self._sample(child)
-        return await self._heartbeats(endpoint)
+        await vitals.sample(child.pid)
+        return _End(await vitals.until_silent(endpoint), hung=True)
 
     async def _start_guard(self) -> None:
         """See that grandchildren cannot outlive us. After the spawn, so that the child loads
@@ -253,44 +260,8 @@ class ManagedSidecar(Sidecar):
         except OSError as error:
             self._emit("orphan_guard_failed", name=self.name, error=str(error))
 
-    async def _heartbeats(self, endpoint: Endpoint) -> _End:
-        """Ask ``/health`` until it has been silent too long.
-
-        Two misses at least: after this process itself was stopped for a while, the first timeout
-        says nothing about the child.
-        """
-        interval, timeout = self.settings.heartbeat_interval_s, self.settings.heartbeat_timeout_s
-        answered = self._clock.monotonic()
-        misses = 0
-        while True:
-            await self._clock.sleep(min(interval, timeout / 4) if misses else interval)
-            try:
-                self._queue = await self._control.health(endpoint, timeout_s=timeout / 2)
-            except RemoteError as error:
-                misses += 1
-                silent_s = self._clock.monotonic() - answered
-                self._emit("sidecar_heartbeat_missed", name=self.name, reason=str(error))
-                if misses >= 2 and silent_s >= timeout:
-                    return _End(f"hung: no heartbeat for {silent_s:.1f} s ({error})", hung=True)
-            else:
-                answered = self._clock.monotonic()
-                misses = 0
-
-    async def _memory(self, child: ChildProcess) -> _End:
-        limit_mb = self.settings.memory_limit_mb
-        while True:
-            await self._sample(child)
-            if limit_mb is not None and self._rss is not None and self._rss > limit_mb * MIB:
-                return _End(
-                    f"uses {self._rss / MIB:.0f} MB of memory, over its limit of {limit_mb} MB "
-                    f"(sidecars.{self.name}.memory_limit_mb)"
-                )
-            await self._clock.sleep(self.settings.heartbeat_interval_s)
-
-    async def _sample(self, child: ChildProcess) -> None:
-        rss = await asyncio.to_thread(rss_bytes, child.pid)
-        if rss:  # a zombie has none
-            self._rss = rss
+    async def _memory(self, child: ChildProcess, vitals: Vitals) -> _End:
+        return _End(await vitals.until_too_big(child.pid))
 
     async def _asked(self) -> _End:
         await self._nudge.wait()

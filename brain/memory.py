@@ -8,6 +8,7 @@ and BM25 over words (SQLite FTS5) where not.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import sqlite3
@@ -16,9 +17,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
+from pathlib import Path
 from typing import Literal
-
-import sqlite_vec
 
 from brain.schema import Affect, Foresight, Vector
 from brain.settings import MemorySettings
@@ -199,12 +199,20 @@ def load_vec(connection: sqlite3.Connection) -> Literal["sqlite-vec", "python"]:
     except sqlite3.OperationalError:
         try:
             connection.enable_load_extension(True)
-            sqlite_vec.load(connection)
+            connection.load_extension(_extension())
             connection.enable_load_extension(False)
         except (AttributeError, sqlite3.OperationalError):
             connection.create_function("vec_distance_cosine", 2, cosine_distance)
             return "python"
     return "sqlite-vec"
+
+
+def _extension() -> str:
+    """Path of the loadable file inside ``sqlite_vec``; importing that package would load numpy."""
+    found = importlib.util.find_spec("sqlite_vec")
+    if found is None or found.origin is None:
+        raise sqlite3.OperationalError("sqlite-vec is not installed")
+    return str(Path(found.origin).with_name("vec0"))
 
 
 def cosine_distance(a: bytes, b: bytes) -> float:

@@ -79,24 +79,24 @@ def build(
     behaviour: Behaviour,
     *,
     recalled: str | None = None,
-    tail_role: str = "system",
+    tail_role: str = "user",
 ) -> list[Message]:
     """The whole prompt of a turn.
 
     Args:
         recalled: a memory, quoted as data; shortened so that the tail stays small.
-        tail_role: ``system`` sends the tail as a message of its own; ``user`` appends it to the
-            user's words, for servers whose template takes a system message only at the start.
+        tail_role: ``user`` appends the tail to the user's words, which every chat template can
+            carry and small models repeat less; ``system`` sends it as a message of its own.
     """
     words = tail(behaviour, recalled)
     if tail_role == "system":
         return [*with_user(head_messages, text), Message(role="system", content=words)]
-    return with_user(head_messages, f"{text}\n\n[{words}]")
+    return with_user(head_messages, f"{text}\n\n{words}")
 
 
 def tail(behaviour: Behaviour, recalled: str | None = None) -> str:
     """At most about 40 tokens: the tone, and a recalled snippet if there is one."""
-    line = f"Tone now: {behaviour.directive}."
+    line = f"Answer in this tone: {behaviour.directive}."
     if recalled:
         line += f' They once wrote: "{quote(recalled)}"'
     return line

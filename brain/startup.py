@@ -9,7 +9,7 @@ from typing import Any
 from brain.child import ChildProcess
 from brain.clock import Clock
 from brain.control import ControlClient
-from brain.errors import ProtocolError, RemoteError
+from brain.errors import ProtocolError, RemoteError, RemoteTimeout
 from brain.events import Endpoint
 from brain.handshake import Handshake
 from brain.processes import settle
@@ -135,10 +135,12 @@ class Startup:
             StartFailed: a deadline passed.
         """
         pause = READY_POLL_MIN_S
-        problem = f"{self._name} was not asked"
+        problem = ""
         while (remaining := self.deadline.remaining_s()) > 0:
             try:
                 ready = await control.ready(endpoint, timeout_s=min(remaining, READY_REQUEST_S))
+            except RemoteTimeout as error:
+                problem = problem or str(error)  # the last request is cut short by the deadline
             except RemoteError as error:
                 problem = str(error)
             else:
@@ -148,4 +150,4 @@ class Startup:
                 problem = f"{self._name} says that it is not ready"
             await self._clock.sleep(pause)
             pause = min(pause * 2, READY_POLL_MAX_S)
-        raise StartFailed(f"{self.deadline.describe()}: {problem}", stuck=True)
+        raise StartFailed(f"{self.deadline.describe()}: {problem or 'never asked'}", stuck=True)

@@ -140,7 +140,7 @@ def check_model(name: str, reference: str) -> Check:
     """A model file is there and is the file that it should be; hashed in a process of its own."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sidecars.artifacts", reference],
+            [sys.executable, "-m", "sidecars.verify", reference],
             capture_output=True,
             text=True,
             timeout=MODEL_CHECK_S,

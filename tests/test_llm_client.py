@@ -18,6 +18,8 @@ from tests.fakes.llm_server import (
     DONE,
     ROLE,
     FakeLLM,
+    Hold,
+    Pause,
     Script,
     chunk,
     event,
@@ -233,7 +235,6 @@ async def test_turns_share_one_connection() -> None:
     async with FakeLLM() as server, llm_rig(server.url) as rig:
         for turn in range(5):
             await collect(rig, turn_id=f"t{turn}")
-            await asyncio.sleep(0.005)  # the end of the body may follow [DONE] a moment later
         assert len({request.peer for request in server.requests}) == 1
 
 
@@ -245,6 +246,22 @@ async def test_a_connection_whose_body_does_not_end_after_done_is_closed(
         held = stalled("all")
         server.enqueue(raw(held.steps[0], DONE, *held.steps[1:]))
         assert (await collect(rig)).text == "all"
+        await server.until(left=1)
+
+
+async def test_the_end_of_the_body_may_come_a_moment_after_done() -> None:
+    async with FakeLLM() as server, llm_rig(server.url) as rig:
+        server.enqueue(raw(chunk("all", finish="stop"), DONE, Pause(0.02)), reply("next"))
+        await collect(rig)
+        await collect(rig)
+        assert len({request.peer for request in server.requests}) == 1
+
+
+async def test_leaving_after_the_last_text_leaves_nothing_open() -> None:
+    async with FakeLLM() as server, llm_rig(server.url) as rig:
+        server.enqueue(raw(chunk("all", finish="stop") + DONE, Hold()))
+        async with rig.client.stream(MESSAGES, behaviour=BEHAVIOUR, turn_id="t") as stream:
+            assert await anext(stream) == "all"
         await server.until(left=1)
 
 

