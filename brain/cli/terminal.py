@@ -26,7 +26,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from brain.app import Limbic
-from brain.cli.screen import BOLD, DIM, ReplyText, Screen
+from brain.cli.screen import BOLD, DIM, ReplyText, Screen, wants_colour
 from brain.cli.slash import COMMANDS, Commands
 from brain.cli.status import (
     REDRAW_S,
@@ -70,6 +70,8 @@ class Conversation:
                 for line in await self._commands.welcome():
                     self._screen.line(line, DIM)
                 self._screen.line("/help lists the commands, Ctrl-D leaves", DIM)
+                if model_trouble(self._limbic) is not None:
+                    self._screen.line("the model is loading; you can write already", DIM)
                 while not (self._commands.left or self._screen.gone or self._stop.is_set()):
                     text = await self._ask()
                     if text is None:
@@ -163,6 +165,7 @@ class Conversation:
 
     def _make_prompt(self) -> PromptSession[str]:
         keys = KeyBindings()
+        colour = wants_colour(sys.stdout)
 
         @keys.add("c-c")
         def _clear_or_leave(event: KeyPressEvent) -> None:
@@ -178,7 +181,7 @@ class Conversation:
             completer=_CommandNames(),
             complete_while_typing=False,
             bottom_toolbar=self._toolbar,
-            style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}),
+            style=Style.from_dict({"bottom-toolbar": "noreverse" + (" dim" if colour else "")}),
             include_default_pygments_style=False,
             reserve_space_for_menu=4,
             # Raising KeyboardInterrupt inside a task would end the event loop itself.
