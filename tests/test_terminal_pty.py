@@ -265,11 +265,13 @@ def test_a_second_chat_on_the_same_data_is_refused_with_the_first_ones_pid(rig: 
 
 
 @pytest.mark.model
+@pytest.mark.timeout(300)
 def test_a_killed_model_and_a_killed_brain_cost_neither_conversation_nor_mood(
     rig: ChatRig,
 ) -> None:
     rig.configure("")  # the embedded model
     with rig.terminal() as terminal:
+        terminal.timeout = 3 * PATIENCE_S  # a busy machine may take long to load it, twice
         terminal.expect(PROMPT)
         terminal.sendline("I had a rough day at work.")
         terminal.expect("total")
