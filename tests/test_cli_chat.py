@@ -13,12 +13,22 @@ from hypothesis import strategies as st
 from brain.app import Limbic
 from brain.cli.screen import BOLD, ReplyText, Screen
 from brain.cli.slash import COMMANDS, Commands
-from brain.cli.status import affect_lines, bar, clip, latency, mood_words, span, turn_status
+from brain.cli.status import (
+    affect_lines,
+    bar,
+    clip,
+    latency,
+    model_trouble,
+    mood_words,
+    span,
+    turn_status,
+)
 from brain.errors import ConfigError, InputError
 from brain.persona import load_persona
 from brain.redact import printable
 from brain.schema import Affect
 from brain.settings import LlmSettings, PathSettings, Settings
+from brain.sidecar import SidecarStatus
 from brain.state import HormoneState
 from brain.turn import Turn
 from tests.fakes.clock import ManualClock
@@ -206,6 +216,26 @@ def test_times_are_said_in_their_largest_whole_unit() -> None:
         "1 day", "400 days",
     ]  # fmt: skip
     assert (latency(3.2), latency(999.4), latency(1000)) == ("3 ms", "999 ms", "1.0 s")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (SidecarStatus("ready", reason=""), None),
+        (SidecarStatus("remote"), None),
+        (SidecarStatus("starting"), "loading…"),
+        (SidecarStatus("starting", reason="loading model.gguf: 31 %"), "loading… model.gguf: 31 %"),
+        (SidecarStatus("starting", restarts=1, reason="killed"), "restarting… killed"),
+        (SidecarStatus("restarting", reason="killed"), "restarting… killed"),
+        (SidecarStatus("failed", reason="no such file"), "failed: no such file"),
+        (SidecarStatus("stopped"), "stopped"),
+    ],
+)
+async def test_trouble_with_the_model_is_said_in_a_few_words(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, status: SidecarStatus, said: str | None
+) -> None:
+    monkeypatch.setattr(commands.limbic.supervisor, "status", lambda: {"llm": status})
+    assert model_trouble(commands.limbic) == said
 
 
 def test_no_affect_yet_differs_from_no_classifier() -> None:

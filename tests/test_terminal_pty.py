@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import psutil
 import pytest
 
 from tests.fakes import child as scripted_child
-from tests.fakes.chat_rig import ChatRig, LLMThread
+from tests.fakes.chat_rig import PATIENCE_S, ChatRig, LLMThread
 from tests.fakes.llm_server import DONE, ROLE, Hold, Script, broken, chunk, refuse, reply, stalled
 
 HELD = Script((ROLE, chunk("It"), Hold(), chunk(" holds."), chunk(finish="stop"), DONE))
@@ -160,9 +161,8 @@ def test_commands_work_and_errors_are_one_line(rig: ChatRig, llm: LLMThread) -> 
         terminal.expect(PROMPT)
         terminal.sendline("/quit")
         leaves(terminal)
-    assert llm.server.requests[1].body["messages"][-1]["content"].endswith("/literal") or any(
-        message["content"] == "/literal" for message in llm.server.requests[1].body["messages"]
-    )
+    sent = [message["content"] for message in llm.server.requests[1].body["messages"]]
+    assert any(content.startswith("/literal") for content in sent)
 
 
 def test_hostile_text_is_shown_and_does_not_act(rig: ChatRig, llm: LLMThread) -> None:
@@ -262,3 +262,46 @@ def test_a_second_chat_on_the_same_data_is_refused_with_the_first_ones_pid(rig: 
         assert second.returncode == 78 and second.stdout == b""
         (line,) = second.stderr.splitlines()
         assert f"pid {terminal.pid}".encode() in line
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+def test_a_killed_model_and_a_killed_brain_cost_neither_conversation_nor_mood(
+    rig: ChatRig,
+) -> None:
+    rig.configure("")  # the embedded model
+    with rig.terminal() as terminal:
+        terminal.timeout = 3 * PATIENCE_S  # a busy machine may take long to load it, twice
+        terminal.expect(PROMPT)
+        terminal.sendline("I had a rough day at work.")
+        terminal.expect("total")
+        terminal.expect(PROMPT)
+        terminal.sendline("Tell me a long story about the sea and a small boat.")
+        terminal.expect("companion> ")
+        brain = psutil.Process(terminal.pid)
+        first = model_process(brain)
+        first.kill()
+        # Before the first token the request is simply sent again; after it, the reply stays cut.
+        terminal.expect(["limbic: the answer of the llm broke off[^\r\n]*\r?\n", "total"])
+        terminal.expect(PROMPT)
+        terminal.sendline("Are you still there?")
+        terminal.expect("total")
+        assert model_process(brain).pid != first.pid
+        processes = brain.children(recursive=True)
+        brain.kill()
+        _, left = psutil.wait_procs(processes, timeout=PATIENCE_S)
+        assert left == []
+    with rig.terminal() as terminal:
+        terminal.expect("ago you said “Are you still there\\?” and heard")
+        terminal.expect("mood: ")
+        terminal.expect(PROMPT)
+        terminal.sendcontrol("d")
+        leaves(terminal)
+    statuses = [turn[2] for turn in rig.turns()]
+    assert statuses[0] == statuses[2] == "done" and statuses[1] in ("done", "partial")
+
+
+def model_process(brain: psutil.Process) -> psutil.Process:
+    """The process of the chat model."""
+    (found,) = (p for p in brain.children(recursive=True) if "sidecars.llm" in p.cmdline())
+    return found

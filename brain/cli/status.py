@@ -138,8 +138,10 @@ def model_trouble(limbic: Limbic) -> str | None:
     status = limbic.supervisor.status().get("llm")
     if status is None or status.state in ("ready", "remote"):
         return None
-    word = {"starting": "loading…", "restarting": "restarting…"}.get(status.state, status.state)
-    return f"{word} {status.reason}".rstrip()
+    if status.state == "starting" and not status.restarts:
+        return f"loading… {status.reason.removeprefix('loading ')}".rstrip()
+    word = "restarting…" if status.state in ("starting", "restarting") else f"{status.state}:"
+    return f"{word} {status.reason}".rstrip(": ")
 
 
 async def until_loaded(limbic: Limbic, show: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import termios
@@ -132,13 +133,17 @@ class Conversation:
         self._session = await self._commands.handle.open()
 
     async def _speak(self, message: str) -> None:
-        await unless_stopped(until_loaded(self._limbic, self._screen.note), self._stop)
+        await unless_stopped(until_loaded(self._limbic, self._note), self._stop)
         turn = self._commands.handle.say(message)
         try:
             await self._stream(turn)
         finally:
             if turn.status in ("done", "partial", "cancelled"):
                 self._finish(turn)
+
+    def _note(self, text: str) -> None:
+        # A wrapped line could not be overwritten.
+        self._screen.note(clip(text, shutil.get_terminal_size().columns - 1))
 
     async def _stream(self, turn: Turn) -> None:
         screen, reply = self._screen, ReplyText()
