@@ -33,7 +33,8 @@ from brain.remote import open_http
 from brain.settings import load_settings
 
 WORDS = "I had a rough day and I do not know why, do you?"
-FirstToken = Callable[[int], Awaitable[float]]
+TURNS_A_SESSION = 5  # then new ones, so that the brain's prompts are as long as the bare loop's
+FirstToken = Callable[[str], Awaitable[float]]
 
 
 def resident_mb() -> float:
@@ -57,6 +58,13 @@ async def say(limbic: Limbic, session_id: str) -> float:
     return first_s
 
 
+async def idle(limbic: Limbic) -> None:
+    """Wait until no session has work of its own."""
+    for session in limbic.parts.sessions.open_sessions():
+        while session.background:
+            await asyncio.wait(list(session.background))
+
+
 async def compare(url: str, *, sessions: int, rounds: int, seed: int) -> dict[str, Any]:
     """Rounds of simultaneous turns, brain and bare loop in turn."""
     rng = random.Random(seed)
@@ -66,25 +74,33 @@ async def compare(url: str, *, sessions: int, rounds: int, seed: int) -> dict[st
         settings = load_settings(None, environ=environ)
         async with Limbic.open(settings) as limbic, open_http() as http:
 
-            async def bare(_: int) -> float:
+            async def bare(_: str) -> float:
                 return (await bare_stream(http, completions, MESSAGES, BEHAVIOUR))[0]
 
             sides: dict[str, FirstToken] = {
-                "brain": lambda n: say(limbic, f"s{n}"),
+                "brain": lambda name: say(limbic, name),
                 "bare": bare,
             }
 
-            async def one_round(side: FirstToken) -> float:
-                firsts = await asyncio.gather(*(side(n) for n in range(sessions)))
-                await asyncio.sleep(0.1)  # idle work after a turn belongs to no round
+            async def one_round(side: FirstToken, number: int) -> float:
+                names = [f"s{number // TURNS_A_SESSION}-{n}" for n in range(sessions)]
+                for name in names:
+                    await limbic.session(name).open()  # as whoever writes in it has done
+                await idle(limbic)
+                firsts = await asyncio.gather(*map(side, names))
+                # What the brain does after a turn must burden neither side's next round.
+                await idle(limbic)
+                await limbic.telemetry.flush()
                 return statistics.median(firsts) * 1000
 
             for side in sides.values():
-                await one_round(side)
+                await one_round(side, 0)
+            gc.collect()
+            gc.freeze()
             found: dict[str, list[float]] = {"brain": [], "bare": []}
             for number in range(rounds):
                 for name in rng.sample(sorted(sides), 2):
-                    found[name].append(await one_round(sides[name]))
+                    found[name].append(await one_round(sides[name], number + 1))
                 show_progress(f"{number + 1}/{rounds} rounds of {sessions} sessions")
             show_progress("")
     ratios = sorted(a / b for a, b in zip(found["brain"], found["bare"], strict=True))
