@@ -1,4 +1,4 @@
-"""What the benchmarks share: a scripted server in a process of its own, and common options."""
+"""What the benchmarks share: scripted servers in processes of their own, and common options."""
 
 from __future__ import annotations
 
@@ -17,15 +17,31 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def show_progress(text: str) -> None:
+    """One changing line on stderr, when that is a terminal; an empty text ends it."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}" if text else "", end="" if text else "\n", file=sys.stderr)
+
+
 @contextmanager
-def scripted_server(
-    *, tokens: int, token_ms: float, first_ms: float | None = None
-) -> Iterator[str]:
+def scripted_server(*, tokens: int, token_ms: float, ttft_ms: float = 0.0) -> Iterator[str]:
     """The scripted OpenAI server as its own process; yields its address."""
-    command = [sys.executable, "-m", "tests.fakes.llm_server"]
-    command += ["--tokens", str(tokens), "--token-ms", str(token_ms)]
-    if first_ms is not None:
-        command += ["--first-ms", str(first_ms)]
+    options = ["--tokens", str(tokens), "--token-ms", str(token_ms), "--ttft-ms", str(ttft_ms)]
+    with _program("tests.fakes.llm_server", options) as url:
+        yield url
+
+
+@contextmanager
+def side_models(*, delay_ms: float | None) -> Iterator[str]:
+    """Scripted affect and foresight models as one process; ``None``: they never answer."""
+    options = ["--never"] if delay_ms is None else ["--delay-ms", str(delay_ms)]
+    with _program("benchmarks.side_models", options) as url:
+        yield url
+
+
+@contextmanager
+def _program(module: str, options: list[str]) -> Iterator[str]:
+    command = [sys.executable, "-m", module, *options]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

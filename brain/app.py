@@ -188,6 +188,7 @@ class Limbic:
             default_persona=s.chat.persona,
             clock=self.clock,
             max_open=s.web.max_sessions,
+            on_uncached=lambda session: self.chat.warm(session),
         )
         self._closers.append(sessions.close)
         self._llm_breaker = self._breaker("llm")

@@ -44,6 +44,7 @@ from brain.telemetry import Telemetry
 from brain.turn import Turn
 
 PREFILL_DEADLINE_MS = 30_000
+WARM_DEADLINE_MS = 120_000  # the model may still be loading
 CONTEXT_TURNS = 2
 SIDE_MARGIN_MS = 25
 
@@ -70,6 +71,22 @@ class Chat:
 
     def __init__(self, parts: Parts) -> None:
         self._p = parts
+
+    def warm(self, session: Session) -> None:
+        """Prefill a session's history in idle time, while its person still reads or types.
+
+        For histories that the model server has not seen: after a restart, an edit, a change of
+        persona. A turn that comes meanwhile stops it; what is evaluated by then stays cached.
+        """
+        if session.history:
+            session.spawn(asyncio.create_task(self._warm(session)))
+
+    async def _warm(self, session: Session) -> None:
+        await self._p.llm.prefill(
+            prompt.head(session.persona, session.history),
+            turn_id="",
+            deadline_ms=WARM_DEADLINE_MS,
+        )
 
     async def run(self, turn: Turn) -> AsyncGenerator[str, None]:
         """Yield the reply's tokens as they come; see the module docstring for the order."""

@@ -77,12 +77,16 @@ class Sessions:
         default_persona: str,
         clock: Clock,
         max_open: int,
+        on_uncached: Callable[[Session], None] = lambda session: None,
     ) -> None:
+        """``on_uncached`` is called when a session's history is new to the model server, or was
+        changed otherwise than by a turn: opened, taken back, another persona."""
         self._store = store
         self._persona_named = persona_named
         self._default_persona = default_persona
         self._clock = clock
         self._max_open = max_open
+        self._on_uncached = on_uncached
         self._open: OrderedDict[str, Session] = OrderedDict()
         self._opening: dict[str, asyncio.Lock] = {}
 
@@ -108,7 +112,9 @@ class Sessions:
         try:
             async with lock:
                 if session_id not in self._open:
-                    self._open.setdefault(session_id, await self._load(session_id))
+                    fresh = await self._load(session_id)
+                    if self._open.setdefault(session_id, fresh) is fresh:
+                        self._on_uncached(fresh)
         finally:
             self._opening.pop(session_id, None)
         self._evict(keep=session_id)
@@ -139,6 +145,7 @@ class Sessions:
             session.history, session.history_start = fresh.history, fresh.history_start
             session.foresight, session.late = ForesightState(), []
             session.engine = fresh.engine
+            self._on_uncached(session)
             return undone.user_text
 
     async def set_persona(self, session_id: str, name: str) -> Persona:
@@ -149,6 +156,7 @@ class Sessions:
             state = session.engine.peek()
             session.persona = persona
             session.engine = StateEngine(persona.hormones, clock=self._clock, restored=state)
+            self._on_uncached(session)
         return persona
 
     async def tick(self) -> None:

@@ -7,6 +7,10 @@ transaction; nothing else is promised.* ``synchronous=FULL`` makes every commit 
 After an input/output error the connection is not trusted again: it is closed, and the next call
 reopens the file and checks it before anything is acknowledged (a failed fsync may have dropped
 pages that a second fsync would report as written).
+
+Requests that wait together share one transaction, and so one fsync (group commit): each in a
+savepoint of its own, acknowledged only after the common commit. When the shared transaction fails,
+each is tried again alone, so that one request's trouble stays its own.
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ import fcntl
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -32,6 +39,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """Work for the database thread, and what became of it."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    answer: asyncio.Future[Any]
+    value: Any = None
+    error: BaseException | None = None
+
+
 class Store:
     """One directory's database. Open with ``await Store.open(path)``, close with ``close()``."""
 
@@ -43,6 +60,8 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
         self._closed = False
+        self._waiting: deque[_Request] = deque()
+        self._scheduled = False
         self._statement_hook: Callable[[str], object] | None = None
 
     @classmethod
@@ -67,13 +86,16 @@ class Store:
             return
         self._closed = True
         loop = asyncio.get_running_loop()
+        self._submit(loop)
         await asyncio.shield(loop.run_in_executor(self._thread, self._close_in_thread))
         self._thread.shutdown(wait=False)
 
     async def run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
     ) -> T:
-        """Run ``work(connection, …)`` in the database thread, as one transaction if it writes.
+        """Run ``work(connection, …)`` in the database thread; all of it is kept, or nothing.
+
+        ``work`` must not begin or end a transaction itself.
 
         Raises:
             DiskFull, StoreError: nothing of ``work`` was kept.
@@ -81,7 +103,14 @@ class Store:
         if self._closed and self._lock_fd is None:
             raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._guarded(work, *args, **kw))
+        request = _Request(lambda connection: work(connection, *args, **kw), loop.create_future())
+        self._waiting.append(request)
+        if not self._scheduled:
+            # One pass of the loop later, so that what is ready now joins the same transaction.
+            self._scheduled = True
+            loop.call_soon(self._submit, loop)
+        value: T = await request.answer
+        return value
 
     async def load_session(self, session_id: str, *, persona: str, at: float) -> SessionRecord:
         """The session as it was left; a new one with ``persona`` when there is none."""
@@ -153,13 +182,65 @@ class Store:
         """``ok``, or what SQLite's quick check found."""
         return await self.run(lambda c: str(c.execute("PRAGMA quick_check").fetchone()[0]))
 
-    def _guarded(self, work: Callable[..., T], *args: Any, **kw: Any) -> T:
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        if self._waiting:
+            self._thread.submit(self._serve, loop)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the database thread: everything that waits, in order."""
+        batch: list[_Request] = []
+        while self._waiting:
+            request = self._waiting.popleft()
+            if not request.answer.cancelled():
+                batch.append(request)
+        if not batch:
+            return
+        if len(batch) == 1 or not self._together(batch):
+            for request in batch:
+                self._alone(request)
+        with suppress(RuntimeError):  # the loop has closed: nobody waits for an answer
+            loop.call_soon_threadsafe(_deliver, batch)
+
+    def _together(self, batch: list[_Request]) -> bool:
+        """One transaction for all; false when it failed and nothing of it was kept."""
+        try:
+            connection = self._connect()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for request in batch:
+                    connection.execute("SAVEPOINT request")
+                    try:
+                        request.value = request.work(connection)
+                    except sqlite3.Error:
+                        raise
+                    except Exception as error:
+                        request.error = error
+                        connection.execute("ROLLBACK TO request")
+                    connection.execute("RELEASE request")
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+        except (sqlite3.Error, StoreError) as error:
+            if isinstance(error, sqlite3.Error):
+                self._translate(error)  # a connection that lost a write is not used again
+            for request in batch:
+                request.value = request.error = None
+            return False
+        return True
+
+    def _alone(self, request: _Request) -> None:
+        """A transaction of its own."""
         try:
             connection = self._connect()
             with connection:
-                return work(connection, *args, **kw)
+                request.value = request.work(connection)
         except sqlite3.Error as error:
-            raise self._translate(error) from error
+            request.error = self._translate(error)
+            request.error.__cause__ = error
+        except Exception as error:
+            request.error = error
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is not None:
@@ -248,3 +329,13 @@ class Store:
     def thread_alive(self) -> bool:
         """Whether the database thread exists (diagnostics)."""
         return any(t.name.startswith("limbic-store") for t in threading.enumerate())
+
+
+def _deliver(batch: list[_Request]) -> None:
+    for request in batch:
+        if request.answer.done():  # cancelled meanwhile
+            continue
+        if request.error is not None:
+            request.answer.set_exception(request.error)
+        else:
+            request.answer.set_result(request.value)

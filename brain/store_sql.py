@@ -44,6 +44,11 @@ _TURN = (
     "seq, turn_id, user_text, reply, status, affect_json, state_json, record_json, tokens,"
     " created_at, error"
 )
+_BEGIN = (
+    "INSERT INTO turns (session_id, seq, turn_id, user_text, status, created_at) SELECT ?1,"
+    " COALESCE((SELECT MAX(seq) FROM turns WHERE session_id=?1), 0) + 1, ?2, ?3, 'begun', ?4"
+    " WHERE true ON CONFLICT (session_id, turn_id) DO NOTHING RETURNING seq"
+)
 
 
 class StoredTurn(Frame):
@@ -171,23 +176,19 @@ def begin_turn(
     connection: sqlite3.Connection, session_id: str, turn_id: str, text: str, at: float
 ) -> StoredTurn:
     """See ``Store.begin_turn``."""
-    found = connection.execute(
-        f"SELECT {_TURN} FROM turns WHERE session_id=? AND turn_id=?", (session_id, turn_id)
-    ).fetchone()
-    if found is not None:
+    row = connection.execute(_BEGIN, (session_id, turn_id, text, at)).fetchone()
+    if row is None:
+        found = connection.execute(
+            f"SELECT {_TURN} FROM turns WHERE session_id=? AND turn_id=?", (session_id, turn_id)
+        ).fetchone()
         turn = _turn(found)
         if turn.user_text != text:
             raise TurnConflict(f"turn id {turn_id} was already used for another message")
         if turn.status in ("done", "partial", "undone"):
             return turn
         connection.execute("DELETE FROM turns WHERE session_id=? AND seq=?", (session_id, turn.seq))
-    cursor = connection.execute(
-        "INSERT INTO turns (session_id, seq, turn_id, user_text, status, created_at) SELECT ?1,"
-        " COALESCE((SELECT MAX(seq) FROM turns WHERE session_id=?1), 0) + 1, ?2, ?3, 'begun', ?4"
-        " RETURNING seq",
-        (session_id, turn_id, text, at),
-    )
-    seq = cursor.fetchone()[0]
+        row = connection.execute(_BEGIN, (session_id, turn_id, text, at)).fetchone()
+    seq = row[0]
     return StoredTurn(
         seq=seq, turn_id=turn_id, user_text=text, reply="", status="begun", affect=None, state=None,
         record=None, tokens=0, created_at=at, error=None,

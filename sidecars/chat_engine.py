@@ -1,9 +1,9 @@
 """One worker thread that owns the model; completions and prefills wait for it in bounded queues.
 
 The order is: completions first, in order of arrival, then prefills. A prefill gives way to a
-completion at once. If the completion's prompt goes on where the prefill is working, the step in
-progress is left to finish, because the completion needs it; otherwise it is interrupted. A prefill
-that gave way goes on later. Cancelling a completion interrupts the model inside a step.
+completion at once. If the completion's prompt has most of what the prefill is working on, the step
+in progress is left to finish, because the completion needs it; otherwise it is interrupted. A
+prefill that gave way goes on later. Cancelling a completion interrupts the model inside a step.
 
 Requests that cannot be served are not: a full queue refuses, a deadline that passed sheds.
 """
@@ -166,8 +166,7 @@ class ChatEngine:
             queue.append(job)
             running = self._current
             if job.kind == "completion" and running is not None and running.kind == "prefill":
-                shared = common_prefix(running.tokens, job.tokens)
-                if shared < min(self._cache.length + self._chunk, len(running.tokens)):
+                if not self._wants_step(job, running):
                     self._model.interrupt()
             self._changed.notify()
 
@@ -184,6 +183,16 @@ class ChatEngine:
                     queue.remove(job)
             if self._current is job and job.kind == "completion":
                 self._model.interrupt()
+
+    def _wants_step(self, job: Job, running: Job) -> bool:
+        """Whether most of the step in progress is part of ``job``'s prompt.
+
+        Most, not all: a prefill that ends with a message may close it with tokens that the prompt
+        does not have, where it goes on with that message.
+        """
+        done = self._cache.length
+        step = min(done + self._chunk, len(running.tokens)) - done
+        return 2 * (common_prefix(running.tokens, job.tokens) - done) >= step
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Refuse what waits, cancel what runs, end the worker; false if it did not end in time."""
