@@ -165,9 +165,13 @@ class ChatEngine:
                 raise queue_full(self._max_queue)
             queue.append(job)
             running = self._current
-            if job.kind == "completion" and running is not None and running.kind == "prefill":
-                if not self._wants_step(job, running):
-                    self._model.interrupt()
+            if (
+                job.kind == "completion"
+                and running is not None
+                and running.kind == "prefill"
+                and not self._wants_step(job, running)
+            ):
+                self._model.interrupt()
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
