@@ -336,6 +336,38 @@ async def test_undo_takes_back_the_turn_and_its_mood(
     assert "how dare you" not in str(llm.requests[-1].body)
 
 
+async def test_a_history_that_the_server_has_not_seen_is_prefilled_before_anyone_speaks(
+    llm: FakeLLM, open_limbic: OpenLimbic
+) -> None:
+    async with open_limbic(llm) as limbic:
+        await limbic.session("a").say("hello")
+        await limbic.session("a").say("and then?")
+        await idle(limbic)
+
+    def prefilled() -> list[str]:
+        (body,) = [r.body for r in llm.others if r.path == "/v1/prefill"]
+        return [m["content"] for m in body["messages"] if m["role"] == "user"]
+
+    llm.others.clear()
+    async with open_limbic(llm) as limbic:
+        session = limbic.session("a")
+        await session.open()
+        await idle(limbic)
+        assert prefilled() == ["hello", "and then?"], "after a restart"
+        llm.others.clear()
+        await session.undo()
+        await idle(limbic)
+        assert prefilled() == ["hello"], "after an edit"
+        llm.others.clear()
+        await session.set_persona("maverick")
+        await idle(limbic)
+        assert prefilled() == ["hello"], "under another persona"
+        llm.others.clear()
+        await session.open()
+        await idle(limbic)
+        assert llm.others == [], "and not again"
+
+
 async def test_history_is_trimmed_in_large_chunks_and_stays_trimmed_after_a_restart(
     llm: FakeLLM, open_limbic: OpenLimbic
 ) -> None:

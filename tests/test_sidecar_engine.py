@@ -145,6 +145,18 @@ def test_a_completion_of_the_same_conversation_lets_the_running_step_finish() ->
         assert early.end() == [Prefilled(tokens=35, cached=0)]
 
 
+def test_a_reply_that_goes_on_inside_a_prefilled_message_keeps_most_of_the_running_step() -> None:
+    model, early, late = ScriptedModel(), Client(), Client()
+    with engine_with(model) as engine:
+        model.hold()
+        engine.submit(fill(early, "aaaaaaaa./"))
+        assert model.waiting.wait(PATIENCE_S)
+        engine.submit(ask(late, "aaaaaaaa. tail"))
+        model.release()
+        assert late.end()[0] == Started(prompt_tokens=14, cached=9)
+        assert model.interruptions == 0 and model.steps[0] == (0, 10)
+
+
 def test_cancelling_a_reply_stops_inside_the_step_and_frees_the_model() -> None:
     model, gone, next_one = ScriptedModel(), Client(), Client()
     with engine_with(model) as engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -144,6 +145,53 @@ async def test_a_disk_that_is_full_refuses_the_turn_and_keeps_the_rest(store: St
     assert [t.user_text for t in record.turns] == ["words 1"]
     await say(store, 2)
     assert await store.check() == "ok"
+
+
+async def test_requests_that_wait_together_share_one_commit_and_no_fate(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    statements: list[str] = []
+    await store.run(lambda c: c.set_trace_callback(statements.append))
+    results = await asyncio.gather(
+        store.begin_turn("s", "t2", "two", at=2.0),
+        store.begin_turn("s", "t1", "other words", at=2.0),
+        store.begin_turn("s", "t3", "three", at=2.0),
+        return_exceptions=True,
+    )
+    two, conflict, three = results
+    assert isinstance(conflict, TurnConflict)
+    assert not isinstance(two, BaseException) and not isinstance(three, BaseException)
+    assert (two.seq, three.seq) == (2, 3)
+    assert statements.count("COMMIT") == 1
+    stored = await store.run(_rows, "SELECT turn_id FROM turns WHERE status='begun'")
+    assert sorted(stored) == [("t2",), ("t3",)]
+
+
+async def test_a_request_that_the_disk_refuses_takes_no_other_with_it(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    pages = await store.run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    await store.run(lambda c: c.execute(f"PRAGMA max_page_count={pages + 1}").fetchone())
+    small, big, last = await asyncio.gather(
+        store.begin_turn("s", "small", "few words", at=2.0),
+        store.begin_turn("s", "big", "x" * 100_000, at=2.0),
+        store.begin_turn("s", "last", "few words", at=2.0),
+        return_exceptions=True,
+    )
+    assert isinstance(big, DiskFull)
+    stored = await store.run(_rows, "SELECT seq, turn_id FROM turns WHERE status='begun'")
+    assert not isinstance(small, BaseException) and not isinstance(last, BaseException)
+    assert sorted(stored) == [(small.seq, "small"), (last.seq, "last")]
+
+
+async def test_a_request_given_up_before_it_ran_is_not_written(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    given_up = asyncio.create_task(store.begin_turn("s", "t1", "words", at=1.0))
+    kept = asyncio.create_task(store.begin_turn("s", "t2", "words", at=1.0))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    assert (await kept).seq == 1
+    assert await store.run(_rows, "SELECT turn_id FROM turns") == [("t2",)]
 
 
 def test_a_write_that_the_system_refuses_is_not_retried_on_the_same_connection(
