@@ -72,15 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--pairs", type=int, default=40, help="A/B pairs of blocks")
     parser.add_argument("--turns", type=int, default=25, help="turns in one block")
+    parser.add_argument("--tokens", type=int, default=32, help="events a reply")
+    parser.add_argument("--token-ms", type=float, default=0.5, help="pause between events")
     parser.add_argument("--max-ratio", type=float, help="exit 1 above this ratio")
     args = parser.parse_args(argv)
-    with scripted_server(tokens=32, token_ms=0.5) as url:
+    with scripted_server(tokens=args.tokens, token_ms=args.token_ms) as url:
         result = asyncio.run(measure(url, pairs=args.pairs, turns=args.turns, seed=args.seed))
     if args.json:
         print(orjson.dumps(result).decode())
     else:
         print(
-            f"CPU a turn of 32 chunks: brain {result['brain_ms']:.3f} ms, bare loop"
+            f"CPU a turn of {args.tokens} chunks: brain {result['brain_ms']:.3f} ms, bare loop"
             f" {result['bare_ms']:.3f} ms, ratio {result['ratio']:.2f}"
             f" (p10 {result['ratio_p10']:.2f}, p90 {result['ratio_p90']:.2f})"
         )
