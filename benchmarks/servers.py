@@ -24,9 +24,13 @@ def show_progress(text: str) -> None:
 
 
 @contextmanager
-def scripted_server(*, tokens: int, token_ms: float, ttft_ms: float = 0.0) -> Iterator[str]:
-    """The scripted OpenAI server as its own process; yields its address."""
+def scripted_server(
+    *, tokens: int, token_ms: float, ttft_ms: float = 0.0, plain: bool = False
+) -> Iterator[str]:
+    """The scripted OpenAI server as its own process; yields its address. ``plain``: it has no
+    prefill and no tokenize route, like other OpenAI-compatible servers."""
     options = ["--tokens", str(tokens), "--token-ms", str(token_ms), "--ttft-ms", str(ttft_ms)]
+    options += ["--plain"] if plain else []
     with _program("tests.fakes.llm_server", options) as url:
         yield url
 

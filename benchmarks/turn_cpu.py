@@ -74,9 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=25, help="turns in one block")
     parser.add_argument("--tokens", type=int, default=32, help="events a reply")
     parser.add_argument("--token-ms", type=float, default=0.5, help="pause between events")
+    parser.add_argument(
+        "--managed", action="store_true", help="the server has this project's own routes"
+    )
     parser.add_argument("--max-ratio", type=float, help="exit 1 above this ratio")
     args = parser.parse_args(argv)
-    with scripted_server(tokens=args.tokens, token_ms=args.token_ms) as url:
+    with scripted_server(tokens=args.tokens, token_ms=args.token_ms, plain=not args.managed) as url:
         result = asyncio.run(measure(url, pairs=args.pairs, turns=args.turns, seed=args.seed))
     if args.json:
         print(orjson.dumps(result).decode())

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -184,7 +185,8 @@ class Limbic:
         self._closers.append(blend.close)
         sessions = Sessions(
             store,
-            persona_named=lambda name: load_persona(name, s),
+            # Read once, like all settings: a session opened in a turn must not wait for TOML.
+            persona_named=functools.cache(lambda name: load_persona(name, s)),
             default_persona=s.chat.persona,
             clock=self.clock,
             max_open=s.web.max_sessions,

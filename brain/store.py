@@ -35,6 +35,7 @@ from brain.schema import Affect
 from brain.store_sql import SessionRecord, StoredTurn, TurnCommit
 
 BUSY_TIMEOUT_S = 5.0
+LATER_S = 1.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -149,8 +150,12 @@ class Store:
         await self.run(sql.add_late_affect, session_id, seq, affect)
 
     async def set_tokens(self, session_id: str, seq: int, tokens: int) -> None:
-        """Real token count of a turn, once the model has counted it."""
-        await self.run(
+        """Real token count of a turn, once the model has counted it.
+
+        Not worth a commit of its own: it joins the next request's, or is written a second later.
+        If it is lost, the estimate that came with the turn stays.
+        """
+        self._later(
             sql.execute,
             "UPDATE turns SET tokens=? WHERE session_id=? AND seq=?",
             (tokens, session_id, seq),
@@ -181,6 +186,17 @@ class Store:
     async def check(self) -> str:
         """``ok``, or what SQLite's quick check found."""
         return await self.run(lambda c: str(c.execute("PRAGMA quick_check").fetchone()[0]))
+
+    def _later(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
+    ) -> None:
+        """Like ``run``, with the next request; nobody waits, and a failure is only emitted."""
+        loop = asyncio.get_running_loop()
+        request = _Request(lambda connection: work(connection, *args, **kw), loop.create_future())
+        request.answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._waiting.append(request)
+        if not self._scheduled:
+            loop.call_later(LATER_S, self._submit, loop)
 
     def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False

@@ -194,6 +194,21 @@ async def test_a_request_given_up_before_it_ran_is_not_written(store: Store) -> 
     assert await store.run(_rows, "SELECT turn_id FROM turns") == [("t2",)]
 
 
+async def test_a_token_count_costs_no_commit_and_is_there_for_who_asks(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    await store.load_session("s", persona="companion", at=0)
+    seq = await say(store, 1)
+    await store.set_tokens("s", seq, 41)
+    (turn,) = (await store.load_session("s", persona="companion", at=1)).turns
+    assert turn.tokens == 41
+    await store.set_tokens("s", seq, 42)
+    await store.close()
+    again = await Store.open(tmp_path)
+    (turn,) = (await again.load_session("s", persona="companion", at=2)).turns
+    await again.close()
+    assert turn.tokens == 42
+
+
 def test_a_write_that_the_system_refuses_is_not_retried_on_the_same_connection(
     tmp_path: Path,
 ) -> None:

@@ -380,10 +380,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=32, help="events a reply")
     parser.add_argument("--ttft-ms", type=float, default=0.0)
     parser.add_argument("--token-ms", type=float, default=0.0)
+    parser.add_argument("--plain", action="store_true", help="no prefill, no tokenize route")
     args = parser.parse_args(argv)
 
     async def serve() -> None:
-        server = FakeLLM(port=args.port)
+        server = FakeLLM(port=args.port, managed=not args.plain)
         server.default = reply(
             *[f" word{i}" for i in range(args.tokens)],
             ttft_s=args.ttft_ms / 1000,
