@@ -74,6 +74,7 @@ class LlmService(Service):
         self._engine: ChatEngine
         self._model: TokenModel
         self._info: ModelInfo
+        self._closing: list[int] = []
         self._loaded = False
 
     @classmethod
@@ -130,6 +131,7 @@ class LlmService(Service):
             max_queue=self._args.max_queue,
             cache_bytes=self._args.cache_mb * 1024 * 1024,
         )
+        self._closing = closing_tokens(self._model)
         return self._info
 
     async def start(self) -> None:
@@ -257,6 +259,10 @@ class LlmService(Service):
         deadline = context_of(request, body).deadline
         # Without the opening of a reply: what follows these messages later is more messages.
         tokens = await self._encode(body, reply=False)
+        closing = self._closing
+        if closing and body.messages[-1].role == "user" and tokens[-len(closing) :] == closing:
+            # The person's message is likely to go on, with a tail: what closes it is not known yet.
+            tokens = tokens[: -len(closing)]
         events = EventStream()
         job: Job = prefill(tokens, events.put, deadline=deadline)
         self._engine.submit(job)
@@ -297,6 +303,17 @@ class LlmService(Service):
         if not tokens:
             raise Problem(400, "invalid_request", "the messages have no text")
         return tokens
+
+
+def closing_tokens(model: TokenModel) -> list[int]:
+    """What the chat template writes after a user's text: where two different messages agree."""
+    one, other = (
+        model.encode_chat([{"role": "user", "content": text}], reply=False) for text in ("a", "b")
+    )
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return one[len(one) - count :]
 
 
 class EventStream:
