@@ -142,8 +142,14 @@ class Limbic:
         )
 
     async def wait_ready(self, timeout_s: float = LLM_READY_WAIT_S) -> None:
-        """Wait until the chat model answers. Raises SidecarDown or SidecarFailed."""
-        await self._endpoint("llm")()
+        """Wait until the chat model can be asked; at once when it is somebody else's server.
+
+        Raises:
+            SidecarDown: not ready within ``timeout_s`` seconds. SidecarFailed: it never will be.
+        """
+        if self.settings.sidecar("llm").mode == "managed":
+            await self.supervisor.ensure("llm")
+            await self.supervisor.wait_ready("llm", timeout_s)
 
     async def close(self) -> None:
         """Stop everything, in reverse order of starting. Idempotent."""

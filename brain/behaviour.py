@@ -98,7 +98,7 @@ def directive(m: Mood, *, brief: bool) -> str:
         if abs(values[name]) >= WORD_THRESHOLD and (word := WORDS[name][values[name] > 0])
     ]
     tone = ", ".join(said[:MAX_TRAITS]) or "even and attentive"
-    return f"{tone}; {'short sentences' if brief else 'natural length'}"
+    return f"{tone}; short sentences" if brief else tone
 
 
 def _between(low: float, high: float, share: float) -> float:

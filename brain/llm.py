@@ -74,6 +74,7 @@ class LLMClient:
             "temperature": behaviour.temperature,
             "top_p": behaviour.top_p,
             "max_tokens": behaviour.max_tokens,
+            "frequency_penalty": self._settings.frequency_penalty,
         }
         return LLMStream(self, messages, encode_body(body), turn_id=turn_id, clock=self._clock)
 

@@ -23,8 +23,10 @@ GUARD_CLOSE_S = 2.0
 ALLOWED = frozenset(
     {
         "CUDA_VISIBLE_DEVICES",
+        "HF_ENDPOINT",
         "HF_HOME",
         "HF_HUB_OFFLINE",
+        "HF_TOKEN",
         "HOME",
         "HTTPS_PROXY",
         "HTTP_PROXY",

@@ -91,12 +91,12 @@ def build(
     words = tail(behaviour, recalled)
     if tail_role == "system":
         return [*with_user(head_messages, text), Message(role="system", content=words)]
-    return with_user(head_messages, f"{text}\n\n({words})")
+    return with_user(head_messages, f"{text}\n\n{words}")
 
 
 def tail(behaviour: Behaviour, recalled: str | None = None) -> str:
     """At most about 40 tokens: the tone, and a recalled snippet if there is one."""
-    line = f"Reply in this tone: {behaviour.directive}."
+    line = f"Answer in this tone: {behaviour.directive}."
     if recalled:
         line += f' They once wrote: "{quote(recalled)}"'
     return line

@@ -89,6 +89,7 @@ class LlmSettings(Section):
     context_tokens: Annotated[int, Field(ge=256, le=1_000_000)] = 4_096
     prefill: Literal["auto", "on", "off"] = "auto"
     tail_role: Literal["system", "user"] = "user"
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.6
     connect_timeout_ms: Ms = 2_000
     first_token_timeout_ms: Ms = 60_000
     idle_timeout_ms: Ms = 20_000

@@ -68,7 +68,10 @@ class StoredTurn(Frame):
 
 
 class SessionRecord(Frame):
-    """A session as it was left: persona, state, and the turns that its prompt still holds."""
+    """A session as it was left: persona, state, and the turns that its prompt still holds.
+
+    ``unanswered`` is the last message when the brain ended before its reply was committed.
+    """
 
     session_id: str
     persona: str
@@ -76,6 +79,7 @@ class SessionRecord(Frame):
     state: HormoneState | None
     foresight: bytes | None
     turns: tuple[StoredTurn, ...]
+    unanswered: str | None = None
 
 
 class NewMemory(Frame):
@@ -156,10 +160,15 @@ def load_session(
         " ORDER BY seq",
         (session_id, row[1]),
     ).fetchall()
+    last = connection.execute(
+        "SELECT status, user_text FROM turns WHERE session_id=? ORDER BY seq DESC LIMIT 1",
+        (session_id,),
+    ).fetchone()
     return SessionRecord(
         session_id=session_id, persona=row[0], history_start=row[1],
         state=HormoneState.model_validate(orjson.loads(row[2])) if row[2] else None,
         foresight=row[3], turns=tuple(_turn(turn) for turn in turns),
+        unanswered=last[1] if last is not None and last[0] == "begun" else None,
     )  # fmt: skip
 
 

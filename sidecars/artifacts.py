@@ -18,13 +18,11 @@ time, inode) in the user's cache directory; any change of these hashes the file 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
-import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,12 +33,10 @@ import orjson
 import brain.errors
 from brain.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, ArtifactRefused
 from sidecars.formats import FORMATS, Format, sniff
+from sidecars.hashing import Progress, cache_dir, hash_cached, hash_file, write_atomically
 
-Progress = Callable[[str], None]
 LOCK_SUFFIX = ".lock.json"
 
-_HASH_STEP = 4 * 1024 * 1024
-_PROGRESS_STEP = 256 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HF_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -187,7 +183,7 @@ def verify(
                 )
         if stat.st_size == 0:
             raise ArtifactCorrupt(f"model {path}: is empty; {fix}")
-        sha256 = _hash_cached(path, stat, progress) if expected else ""
+        sha256 = hash_cached(path, stat, progress) if expected else ""
         for record in expected:
             if record.sha256 != sha256:
                 raise ArtifactCorrupt(
@@ -195,7 +191,7 @@ def verify(
                     f"{record.sha256[:12]}…; it was altered: {fix}"
                 )
         found = sniff(path)
-        sha256 = sha256 or _hash_cached(path, stat, progress)
+        sha256 = sha256 or hash_cached(path, stat, progress)
     except FileNotFoundError:
         raise ArtifactMissing(f"model {reference}: {path} does not exist; {fix}") from None
     except OSError as error:
@@ -262,61 +258,7 @@ def pins() -> dict[str, dict[str, Any]]:
 def models_dir() -> Path:
     """Where downloads are kept: ``$LIMBIC_MODELS``, or ``limbic/models`` in the user's cache."""
     own = os.environ.get("LIMBIC_MODELS")
-    return Path(own).expanduser() if own else _cache_dir() / "models"
-
-
-def hash_file(path: Path, progress: Progress = lambda _: None) -> str:
-    """sha256 of a file in lower-case hex; one progress line each 256 MB."""
-    digest = hashlib.sha256()
-    done = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_HASH_STEP):
-            digest.update(block)
-            done += len(block)
-            if done % _PROGRESS_STEP < _HASH_STEP and done > _PROGRESS_STEP // 2:
-                progress(f"checking {path.name}: {done // (1024 * 1024)} MB")
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` whole or not at all, through a synced temporary file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _hash_cached(path: Path, stat: os.stat_result, progress: Progress) -> str:
-    """The cache is a convenience: unreadable or unwritable, the file is hashed."""
-    store = _cache_dir() / "verified.json"
-    key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-    known: dict[str, str] = {}
-    try:
-        loaded = orjson.loads(store.read_bytes())
-        known = {k: v for k, v in loaded.items() if isinstance(v, str) and _SHA256.fullmatch(v)}
-    except (OSError, orjson.JSONDecodeError, AttributeError):
-        pass
-    if key in known:
-        return known[key]
-    sha256 = hash_file(path, progress)
-    kept = {k: v for k, v in known.items() if not k.startswith(f"{path}|")}
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(store, orjson.dumps({**dict(list(kept.items())[-99:]), key: sha256}))
-    except OSError:
-        pass
-    return sha256
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "limbic"
+    return Path(own).expanduser() if own else cache_dir() / "models"
 
 
 def _is_inner_path(text: str) -> bool:

@@ -27,7 +27,8 @@ from tenacity import (
 )
 
 from brain.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
-from sidecars.artifacts import LOCK_SUFFIX, Progress, Reference, hash_file, write_atomically
+from sidecars.artifacts import LOCK_SUFFIX, Reference
+from sidecars.hashing import Progress, hash_file, write_atomically
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 ATTEMPTS = 6

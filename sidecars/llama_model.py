@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -67,7 +68,8 @@ class LlamaModel:
             ConfigError: not enough memory for the context.
             LoadCancelled: ``stopping()`` turned true.
         """
-        self._log = _LastErrors()
+        self._log = _last_errors()
+        self._log.clear()
         lib.llama_backend_init()
         self._model: Any = None
         self._context: Any = None
@@ -341,12 +343,22 @@ class _LastErrors:
             if level == _LOG_ERROR and text.strip():
                 self._lines.append(text.decode("utf-8", "replace").strip())
 
-        self._keep = lib.llama_log_callback(keep)  # the library holds a bare pointer to it
+        self._keep = lib.llama_log_callback(keep)
         lib.llama_log_set(self._keep, None)
+
+    def clear(self) -> None:
+        """Forget what came before."""
+        self._lines.clear()
 
     def last(self) -> str:
         """The first of the last few error lines: the cause, what follows are consequences."""
         return self._lines[0][:200] if self._lines else "no reason given"
+
+
+@cache
+def _last_errors() -> _LastErrors:
+    """The one log of the process: the library keeps a bare pointer to it for good."""
+    return _LastErrors()
 
 
 def _abort_callback(flag: ctypes.Array[ctypes.c_char]) -> tuple[Any, Any]:
@@ -362,8 +374,8 @@ def _abort_callback(flag: ctypes.Array[ctypes.c_char]) -> tuple[Any, Any]:
 def _has_amx() -> bool:
     """Whether llama.cpp was compiled to use AMX tiles.
 
-    Compilers before GCC 13 describe the tile-configuration instruction to themselves wrongly, and
-    the compiled code faults. AMX is one of llama.cpp's "extra buffer types", which can be left
-    out when loading; without AMX they are worth having.
+    Compiled with GCC 12 (Debian 12), that code dies at the tile-configuration instruction: the
+    compiler's own header says that it reads 8 bytes of the 64. AMX is one of llama.cpp's "extra
+    buffer types", which can be left out when loading; without AMX they are worth having.
     """
     return sys.platform == "linux" and b"AMX_INT8 = 1" in lib.llama_print_system_info()

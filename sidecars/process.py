@@ -101,6 +101,6 @@ def limit_openmp_spinning() -> None:
 
     GNU OpenMP's threads spin at every barrier for milliseconds. When anything else wants a core,
     the spinning thread holds it while the one everybody waits for is off the processor: on two
-    cores that made a 64-token step 20 times slower. A short spin costs nothing measurable.
+    cores that made a 64-token step up to 20 times slower. A short spin costs nothing measurable.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

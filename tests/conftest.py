@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from brain.app import Limbic
 from brain.settings import Settings, load_settings
 from tests.fakes.llm_server import FakeLLM
 from tests.fakes.side_server import FakeSide
+
+# Whoever started the tests may ignore hang-ups (nohup, some CI services) and children inherit that;
+# the tests send them on purpose.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 OpenLimbic = Callable[..., AbstractAsyncContextManager[Limbic]]
 

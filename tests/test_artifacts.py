@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from brain.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, ArtifactRefused
 from brain.settings import DEFAULT_MODEL
-from sidecars import artifacts, fetch, llm
+from sidecars import artifacts, fetch, hashing, llm
 from sidecars.artifacts import LOCK_SUFFIX, parse_reference, record, resolve
 from sidecars.formats import sniff
 
@@ -160,9 +160,9 @@ def test_an_unchanged_file_is_hashed_once_and_a_touched_one_again(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []
-    plain = artifacts.hash_file
+    plain = hashing.hash_file
     monkeypatch.setattr(
-        artifacts, "hash_file", lambda path, *rest: (calls.append(path), plain(path, *rest))[1]
+        hashing, "hash_file", lambda path, *rest: (calls.append(path), plain(path, *rest))[1]
     )
     resolve(str(model))
     resolve(str(model))

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from label_kit import write_jsonl
 
+from tests.label_kit import write_jsonl
 from trainers.affect.harvest import harvest
 from trainers.affect.label.items import read_items
 from trainers.affect.redact import redact, redact_session

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from label_kit import a_label, add_rows, ticking
 
+from tests.label_kit import a_label, add_rows, ticking
 from trainers.affect.label.agreement import alpha_interval, icc, report, with_intervals
 from trainers.affect.label.log import DecisionLog
 from trainers.affect.label.session import import_drafts

@@ -8,8 +8,8 @@ import sys
 import orjson
 import pytest
 from click.testing import CliRunner
-from label_kit import write_jsonl
 
+from tests.label_kit import write_jsonl
 from trainers.affect.label.commands import label
 from trainers.affect.label.guidelines import FOLDER, load_guidelines
 from trainers.affect.label.log import read_log

@@ -12,8 +12,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from label_kit import add_rows, ticking
 
+from tests.label_kit import add_rows, ticking
 from trainers.affect.label.log import (
     Decision,
     DecisionLog,

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from label_kit import write_jsonl
 
+from tests.label_kit import write_jsonl
 from trainers.affect.label.log import read_log
 from trainers.affect.label.state import LabelState
 

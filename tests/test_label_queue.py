@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from label_kit import a_label, add_rows, ticking, write_jsonl
 
+from tests.label_kit import a_label, add_rows, ticking, write_jsonl
 from trainers.affect.label import items
 from trainers.affect.label.items import Item
 from trainers.affect.label.log import DecisionLog, Draft

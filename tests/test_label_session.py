@@ -6,8 +6,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from label_kit import a_label, add_rows, ticking
 
+from tests.label_kit import a_label, add_rows, ticking
 from trainers.affect.label.log import DecisionLog, LabelError, LogDamaged, read_log
 from trainers.affect.label.queue import Plan
 from trainers.affect.label.session import Conflict, LabelSession, import_drafts

@@ -7,10 +7,10 @@ import sys
 
 import pexpect
 import pytest
-from label_kit import a_label, add_rows, ticking, write_jsonl
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from tests.label_kit import a_label, add_rows, ticking, write_jsonl
 from trainers.affect.label.form import FIELDS, Form
 from trainers.affect.label.log import DecisionLog, read_log
 from trainers.affect.label.queue import Plan

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from label_kit import a_label, add_rows, ticking
 
+from tests.label_kit import a_label, add_rows, ticking
 from trainers.affect.label.log import DecisionLog, LabelError
 from trainers.affect.label.session import LabelSession
 from trainers.affect.label.web import LabelServer, serve

@@ -70,6 +70,7 @@ async def test_the_request_holds_messages_sampling_and_marks() -> None:
         "temperature": 0.7,
         "top_p": 0.9,
         "max_tokens": 64,
+        "frequency_penalty": 0.6,
     }
     assert request.headers["Authorization"] == "Bearer key"
     assert request.headers["X-Limbic-Turn"] == "turn-7"

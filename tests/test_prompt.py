@@ -63,7 +63,7 @@ def test_user_text_never_becomes_an_instruction() -> None:
 def test_the_tail_rides_on_the_users_message_by_default() -> None:
     full = prompt.build(prompt.head(SOL, []), "hi", CALM)
     assert [m.role for m in full] == ["system", "user"]
-    assert full[1].content.startswith("hi\n\n(Reply in this tone: ")
+    assert full[1].content.startswith("hi\n\nAnswer in this tone: ")
 
 
 def test_a_very_long_message_pushes_out_old_turns_for_that_turn_only() -> None:

@@ -93,6 +93,17 @@ async def test_an_abandoned_turn_is_no_history_and_may_be_tried_again(store: Sto
     assert again.status == "begun"
 
 
+async def test_a_message_without_an_answer_is_known_when_the_session_opens_again(
+    store: Store,
+) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1)
+    assert (await store.load_session("s", persona="companion", at=1)).unanswered is None
+    await store.begin_turn("s", "t2", "are you there?", at=2.0)
+    record = await store.load_session("s", persona="companion", at=3)
+    assert record.unanswered == "are you there?" and len(record.turns) == 1
+
+
 async def test_late_affect_is_attributed_to_its_own_turn_once(store: Store) -> None:
     await store.load_session("s", persona="companion", at=0)
     seq = await say(store, 1, affect=None)

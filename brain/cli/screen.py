@@ -67,7 +67,7 @@ class Screen:
             self._stream.write(self._encodable(text))
             self._stream.flush()
         except OSError:
-            self.gone = True
+            self._leave()
 
     def line(self, text: str, style: str = "") -> None:
         """One line of its own; ``text`` may hold anything."""
@@ -86,6 +86,17 @@ class Screen:
         self._note = shown
         self.write(f"\r{blank}\r{self.styled(shown, DIM)}")
         self._inside_line = bool(shown)
+
+    def _leave(self) -> None:
+        """Nobody is there: what is buffered, and what follows, goes nowhere. Left as it is, the
+        buffer would fail once more when Python ends, and change the exit code."""
+        self.gone = True
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, self._stream.fileno())
+            finally:
+                os.close(nowhere)
 
     def _encodable(self, text: str) -> str:
         """What the stream cannot encode is shown as an escape (``\\udc80``, or a bar in ASCII)."""

@@ -38,7 +38,7 @@ class Commands:
             InputError: no such command, or wrong words after it.
             LimbicError: it could not be done.
         """
-        name, *words = line[1:].split()
+        name, *words = line[1:].split() or [""]
         command = COMMANDS.get(name)
         if command is None:
             raise InputError(f"there is no command /{name[:32]}; /help lists them")

@@ -117,8 +117,12 @@ def welcome_lines(record: SessionRecord, session: Session, *, now: float, chars:
         record: the session as it was stored, before ageing. now: seconds since the epoch.
         chars: width of a line.
     """
+    unanswered = []
+    if record.unanswered is not None:
+        words = clip(record.unanswered, max(16, chars - 40))
+        unanswered = [f"your last message had no answer yet: “{words}”"]
     if not record.turns:
-        return []
+        return unanswered
     last = record.turns[-1]
     room = max(16, (chars - 40) // 2)
     lines = [
@@ -130,7 +134,7 @@ def welcome_lines(record: SessionRecord, session: Session, *, now: float, chars:
         then = mood_words(session.persona, record.state)
         change = f"still {mood_now}" if then == mood_now else f"{then} then, {mood_now} now"
         lines.append(f"mood: {change}")
-    return lines
+    return lines + unanswered
 
 
 def model_trouble(limbic: Limbic) -> str | None:
@@ -138,8 +142,10 @@ def model_trouble(limbic: Limbic) -> str | None:
     status = limbic.supervisor.status().get("llm")
     if status is None or status.state in ("ready", "remote"):
         return None
-    word = {"starting": "loading…", "restarting": "restarting…"}.get(status.state, status.state)
-    return f"{word} {status.reason}".rstrip()
+    if status.state == "starting" and not status.restarts:
+        return f"loading… {status.reason.removeprefix('loading ')}".rstrip()
+    word = "restarting…" if status.state in ("starting", "restarting") else f"{status.state}:"
+    return f"{word} {status.reason}".rstrip(": ")
 
 
 async def until_loaded(limbic: Limbic, show: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import termios
@@ -26,7 +27,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
 from brain.app import Limbic
-from brain.cli.screen import BOLD, DIM, ReplyText, Screen
+from brain.cli.screen import BOLD, DIM, ReplyText, Screen, wants_colour
 from brain.cli.slash import COMMANDS, Commands
 from brain.cli.status import (
     REDRAW_S,
@@ -70,6 +71,8 @@ class Conversation:
                 for line in await self._commands.welcome():
                     self._screen.line(line, DIM)
                 self._screen.line("/help lists the commands, Ctrl-D leaves", DIM)
+                if model_trouble(self._limbic) is not None:
+                    self._screen.line("the model is loading; you can write already", DIM)
                 while not (self._commands.left or self._screen.gone or self._stop.is_set()):
                     text = await self._ask()
                     if text is None:
@@ -130,13 +133,17 @@ class Conversation:
         self._session = await self._commands.handle.open()
 
     async def _speak(self, message: str) -> None:
-        await unless_stopped(until_loaded(self._limbic, self._screen.note), self._stop)
+        await unless_stopped(until_loaded(self._limbic, self._note), self._stop)
         turn = self._commands.handle.say(message)
         try:
             await self._stream(turn)
         finally:
             if turn.status in ("done", "partial", "cancelled"):
                 self._finish(turn)
+
+    def _note(self, text: str) -> None:
+        # A wrapped line could not be overwritten.
+        self._screen.note(clip(text, shutil.get_terminal_size().columns - 1))
 
     async def _stream(self, turn: Turn) -> None:
         screen, reply = self._screen, ReplyText()
@@ -163,6 +170,7 @@ class Conversation:
 
     def _make_prompt(self) -> PromptSession[str]:
         keys = KeyBindings()
+        colour = wants_colour(sys.stdout)
 
         @keys.add("c-c")
         def _clear_or_leave(event: KeyPressEvent) -> None:
@@ -178,7 +186,7 @@ class Conversation:
             completer=_CommandNames(),
             complete_while_typing=False,
             bottom_toolbar=self._toolbar,
-            style=Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}),
+            style=Style.from_dict({"bottom-toolbar": "noreverse" + (" dim" if colour else "")}),
             include_default_pygments_style=False,
             reserve_space_for_menu=4,
             # Raising KeyboardInterrupt inside a task would end the event loop itself.

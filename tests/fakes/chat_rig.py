@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +80,29 @@ class ChatRig:
             "LIMBIC_CONFIG": str(self.config),
             "LANG": "C.UTF-8",
             "TERM": "xterm",
-            # The pseudo-terminal does not answer questions about the cursor.
-            "PROMPT_TOOLKIT_NO_CPR": "1",
             **more,
         }
 
     @contextmanager
-    def terminal(self, *args: str, **env: str) -> Iterator[pexpect.spawn[str]]:
-        """``limbic chat`` on a pseudo-terminal, killed at the end if it still runs."""
+    def terminal(self, *args: str, answers_cursor: bool = False, **env: str) -> Iterator[Any]:
+        """``limbic chat`` on a pseudo-terminal, killed at the end if it still runs.
+
+        ``seen`` of the child holds everything it printed. ``answers_cursor``: the test answers
+        questions about the cursor, as real terminals do.
+        """
+        if not answers_cursor:
+            env["PROMPT_TOOLKIT_NO_CPR"] = "1"
         child = pexpect.spawn(
             LIMBIC[0],
             [*LIMBIC[1:], "chat", *args],
-            env=self.environment(**env),  # type: ignore[arg-type]
+            env=self.environment(**env),
             cwd=str(self.folder),
             encoding="utf-8",
             timeout=PATIENCE_S,
             dimensions=(40, 120),
             echo=False,
         )
+        child.logfile_read = child.seen = io.StringIO()
         try:
             yield child
         finally:
@@ -123,9 +130,6 @@ class ChatRig:
 
     def turns(self) -> Sequence[tuple[str, str, str]]:
         """(user's words, reply, status) of every stored turn, in order."""
-        import sqlite3
-        from contextlib import closing
-
         with closing(sqlite3.connect(self.data / "limbic.db")) as connection:
             return connection.execute(
                 "SELECT user_text, reply, status FROM turns ORDER BY session_id, seq"
