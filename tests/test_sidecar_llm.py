@@ -212,7 +212,9 @@ async def test_prefill_then_completion_evaluates_only_the_tail() -> None:
     assert first == {"tokens": first["tokens"], "cached": 0}
     assert again == {"tokens": first["tokens"], "cached": first["tokens"]}
     assert counts["prompt_tokens_details"]["cached_tokens"] == first["tokens"]
-    assert counts["prompt_tokens"] == first["tokens"] + len("[assistant]")
+    assert counts["prompt_tokens"] == first["tokens"] + len("\n[assistant]"), (
+        "a person's message that may go on is not closed by the prefill"
+    )
 
 
 async def test_token_counts_are_the_models_own() -> None:
