@@ -19,7 +19,6 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -340,11 +339,6 @@ class Store:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
-
-    @property
-    def thread_alive(self) -> bool:
-        """Whether the database thread exists (diagnostics)."""
-        return any(t.name.startswith("limbic-store") for t in threading.enumerate())
 
 
 def _deliver(batch: list[_Request]) -> None:
