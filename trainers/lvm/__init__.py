@@ -1,0 +1,1 @@
+"""Next-sentence-vector models: vector stores, training, validation and export."""
