@@ -1,1 +1,1 @@
-"""Next-sentence-vector models: vector stores, training, validation and export."""
+"""Trainers of the LVM: predicting the next sentence vector from the last five."""

@@ -6,7 +6,6 @@ window meets its own document's other sentences as negatives as well as everyone
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor
 
 from brain.errors import ConfigError
-
-CONTEXT = 5
+from trainers.lvm.store import CONTEXT, VectorStore
 
 
 @dataclass
@@ -56,21 +54,20 @@ class Corpus:
 def load_corpus(
     folders: list[Path], split: str, device: str, weights: list[float] | None = None
 ) -> Corpus:
-    """Read one split of several stores. Raises ConfigError where they cannot go together."""
+    """Read one split of several stores.
+
+    Raises VectorStoreError, and ConfigError where the stores cannot go together.
+    """
     parts, starts, stops, shares, encoders = [], [], [], [], set()
     offset = 0
     for number, folder in enumerate(folders):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            rows = np.load(folder / "vectors.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} is not a vector store: {error}") from error
-        encoders.add(str(manifest["encoder_sha256"]))
-        for document in manifest["documents"]:
-            a, b = int(document["start"]), int(document["stop"])
-            if document["split"] != split or b - a <= CONTEXT:
+        store = VectorStore.open(folder)
+        encoders.add(store.encoder_sha256)
+        for document in store.documents:
+            a, b = document.start, document.stop
+            if document.split != split or b - a <= CONTEXT:
                 continue
-            parts.append(rows[a:b])
+            parts.append(store.vectors[a:b])
             starts.append(offset)
             offset += b - a
             stops.append(offset)

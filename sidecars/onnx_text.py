@@ -1,0 +1,173 @@
+"""Texts in, named arrays out: a tokenizer and an ONNX text model, run without PyTorch.
+
+A folder holds ``manifest.json`` (name, version, kind, ``max_tokens``, and size and SHA-256 of every
+other file), ``tokenizer.json`` (Hugging Face tokenizers) and ``model.onnx`` with the inputs
+``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [B, T]. Nothing is loaded that the
+manifest does not vouch for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import orjson
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from brain.errors import ConfigError
+
+MAX_BATCH = 32
+# A batch is padded to its longest text: beyond this many tokens it is cut into smaller ones.
+MAX_BATCH_TOKENS = 2048
+MODEL_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+MANIFEST_FILE = "manifest.json"
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a weights folder, with every file it names verified by size and SHA-256.
+
+    Raises:
+        ConfigError: no folder, no or bad manifest, a file missing or altered (exit code 78).
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; a model folder holds a {MANIFEST_FILE}") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ConfigError(f"{path}: names no files; it is not the manifest of a model")
+    for name, expected in files.items():
+        _verify(folder / name, expected, path)
+    found: dict[str, Any] = manifest
+    return found
+
+
+def _verify(path: Path, expected: Any, manifest: Path) -> None:
+    if not isinstance(expected, dict) or Path(path.name) != Path(path).relative_to(manifest.parent):
+        raise ConfigError(f"{manifest}: the entry of {path.name} is malformed")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; reinstall the model") from error
+    if len(data) != expected.get("size"):
+        raise ConfigError(f"{path}: {len(data)} bytes where {manifest.name} says otherwise")
+    if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
+        raise ConfigError(f"{path}: altered; its SHA-256 is not the one in {manifest.name}")
+
+
+class TextModel:
+    """A verified text model; ``run`` is safe to call from one thread at a time."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        tokenizer: Tokenizer,
+        manifest: dict[str, Any],
+    ) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self.manifest = manifest
+        self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int = 1) -> TextModel:
+        """Verify and load a folder; ``threads`` is what one inference may use.
+
+        Raises:
+            ConfigError: it is missing, altered, or not a text model (exit code 78).
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for name in (MODEL_FILE, TOKENIZER_FILE):
+            if name not in manifest["files"]:
+                raise ConfigError(f"{folder / MANIFEST_FILE}: {name} is not listed")
+        limit = manifest.get("max_tokens")
+        if not isinstance(limit, int) or not 8 <= limit <= 8192:
+            raise ConfigError(f"{folder / MANIFEST_FILE}: max_tokens must be 8 to 8192")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Batches differ in shape: an arena would keep the largest one ever seen resident.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+            session = onnxruntime.InferenceSession(
+                str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # both libraries raise types of their own
+            raise ConfigError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+        wanted = {"input_ids", "attention_mask", "token_type_ids"}
+        if {i.name for i in session.get_inputs()} != wanted:
+            raise ConfigError(f"{folder / MODEL_FILE}: not a text model of this project")
+        tokenizer.enable_truncation(limit, strategy="longest_first")
+        tokenizer.no_padding()
+        return cls(session, tokenizer, manifest)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+        return str(self.manifest["files"][MODEL_FILE]["sha256"])
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text`` as the model would read it, at most ``max_tokens``."""
+        return len(self._tokenizer.encode(text).ids)
+
+    def run(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Outputs:
+        """Every output of the model for ``texts``, in their order.
+
+        Args:
+            pairs: a second segment for each text (``None`` or empty: none).
+
+        Returns:
+            Output name → array of shape [N, …].
+        """
+        if not texts:
+            return {name: np.zeros((0,), np.float32) for name in self.outputs}
+        seconds = pairs if pairs is not None else [None] * len(texts)
+        encoded = self._tokenizer.encode_batch(
+            [(a, b) if b else a for a, b in zip(texts, seconds, strict=True)]
+        )
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
+        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.outputs}
+        start = 0
+        while start < len(order):
+            stop = min(start + MAX_BATCH, len(order))
+            while stop - start > 1 and len(encoded[order[stop - 1]].ids) * (stop - start) > (
+                MAX_BATCH_TOKENS
+            ):
+                stop -= 1
+            answer = self._session.run(None, _feed([encoded[i] for i in order[start:stop]]))
+            for name, array in zip(self.outputs, answer, strict=True):
+                parts[name].append(array)
+            start = stop
+        back = np.argsort(np.asarray(order), kind="stable")
+        return {name: np.concatenate(chunks)[back] for name, chunks in parts.items()}
+
+
+def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
+    shape = (len(batch), max(len(e.ids) for e in batch))
+    ids, mask, kinds = (np.zeros(shape, np.int64) for _ in range(3))
+    for row, encoding in enumerate(batch):
+        length = len(encoding.ids)
+        ids[row, :length] = encoding.ids
+        mask[row, :length] = 1
+        kinds[row, :length] = encoding.type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

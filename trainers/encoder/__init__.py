@@ -1,0 +1,1 @@
+"""The sentence encoder that the project builds on: its network, and its export without PyTorch."""
