@@ -1,0 +1,1 @@
+"""Trainers of the LVM: predicting the next sentence vector from the last five."""
