@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnostics": ("brain.cli.forward", "Check everything that must work."),
     "sidecar": ("brain.cli.forward", "Run one model server in the foreground."),
     "data": ("brain.cli.forward", "Affect data: from logs and public sets to a training set."),
+    "lvm": ("brain.cli.forward", "Next-message vectors: stores, baselines, validation."),
     "label": ("brain.cli.forward", "Label or review rows, in the terminal or the browser."),
 }
 

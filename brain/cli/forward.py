@@ -38,6 +38,13 @@ def label(arguments: tuple[str, ...]) -> None:
 
 @click.command(context_settings=PASS, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lvm(arguments: tuple[str, ...]) -> None:
+    """``limbic lvm …``: see ``trainers.lvm.cli``."""
+    run_module("trainers.lvm.cli", list(arguments))
+
+
+@click.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def diagnostics(arguments: tuple[str, ...]) -> None:
     """``limbic diagnostics …``: see ``probes.diagnostics``."""
     run_module("probes.diagnostics", list(arguments))
