@@ -38,6 +38,13 @@ def label(arguments: tuple[str, ...]) -> None:
 
 @click.command(context_settings=PASS, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lvm(arguments: tuple[str, ...]) -> None:
+    """``limbic lvm …``: see ``trainers.lvm.cli``."""
+    run_module("trainers.lvm.cli", list(arguments))
+
+
+@click.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def diagnostics(arguments: tuple[str, ...]) -> None:
     """``limbic diagnostics …``: see ``probes.diagnostics``."""
     run_module("probes.diagnostics", list(arguments))
@@ -64,15 +71,15 @@ def train() -> None:
     """Train a model; needs the ``train`` extra."""
 
 
-@train.command(context_settings=PASS, add_help_option=False)
+@train.command("lvm", context_settings=PASS, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def lvm(arguments: tuple[str, ...]) -> None:
+def train_lvm(arguments: tuple[str, ...]) -> None:
     """Next-vector models: see ``trainers.lvm.train_cli``."""
     run_module("trainers.lvm.train_cli", list(arguments))
 
 
-@train.command(context_settings=PASS, add_help_option=False)
+@train.command("affect", context_settings=PASS, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def affect(arguments: tuple[str, ...]) -> None:
-    """Affect models: see ``trainers.affect.train``."""
-    run_module("trainers.affect.train", list(arguments))
+def train_affect(arguments: tuple[str, ...]) -> None:
+    """Affect models: see ``trainers.affect.head.train``."""
+    run_module("trainers.affect.head.train", list(arguments))
