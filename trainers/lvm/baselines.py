@@ -17,6 +17,18 @@ from trainers.lvm.store import CONTEXT, VectorStore, unit
 
 FIT_WINDOWS = 60_000
 CHUNK = 4096
+NAMES = (
+    "constant mean",
+    "copy-last",
+    "mean-5",
+    "scalars",
+    "ridge",
+    "tilted ridge",
+    "ridge + last",
+    "reversed",
+    "random",
+    "random same document",
+)
 RIDGE_GRID = (1e-4, 1e-3, 1e-2, 1e-1)  # times the windows: the penalty of a mean square
 TILT = 0.4
 BLEND = 0.5
@@ -128,18 +140,19 @@ def fit_baselines(
     """The honest baselines by name, fitted on one split of the store."""
     targets = sample(store.windows(split), windows, seed)
     ridge = fit_ridge(store, targets)
-    return {
-        "constant mean": Constant(_mean(store, targets)),
-        "copy-last": CopyLast(),
-        "mean-5": MeanFive(),
-        "scalars": fit_scalars(store, targets),
-        "ridge": ridge,
-        "tilted ridge": Ridge(ridge.weights, TILT),
-        "ridge + last": Blend(ridge),
-        "reversed": fit_ridge(store, targets, backwards=True),
-        "random": Control("random", seed),
-        "random same document": Control("random_same_document", seed),
-    }
+    fitted: tuple[Predictor, ...] = (
+        Constant(_mean(store, targets)),
+        CopyLast(),
+        MeanFive(),
+        fit_scalars(store, targets),
+        ridge,
+        Ridge(ridge.weights, TILT),
+        Blend(ridge),
+        fit_ridge(store, targets, backwards=True),
+        Control("random", seed),
+        Control("random_same_document", seed),
+    )
+    return dict(zip(NAMES, fitted, strict=True))
 
 
 def sample(targets: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -168,7 +181,7 @@ def fit_ridge(store: VectorStore, targets: np.ndarray, *, backwards: bool = Fals
         targets = targets - CONTEXT  # the window's first row is the target of the reversed text
     owner = store.document_of(targets)
     documents = np.unique(owner)
-    held = np.isin(owner, documents[:: max(10, 1)]) if len(documents) >= 10 else owner < 0
+    held = np.isin(owner, documents[::10]) if len(documents) >= 10 else owner < 0
     gram, right, count = _normal_equations(store, targets[~held], backwards)
     if not count:
         raise TooFewWindows("there is no training window to fit a ridge on")

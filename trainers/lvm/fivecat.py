@@ -14,8 +14,9 @@ import numpy as np
 
 from trainers.lvm.baselines import Control, Predictor
 from trainers.lvm.bootstrap import Interval, cluster_interval
+from trainers.lvm.errors import VectorError
 from trainers.lvm.retrieval import Scorer, chance_mrr, document_ranks, pool_ranks
-from trainers.lvm.store import CONTEXT, VectorStore
+from trainers.lvm.store import CONTEXT, VectorStore, unit
 
 OFFSETS = tuple(range(-5, 4))
 HORIZON = 5
@@ -97,7 +98,16 @@ def predict(predictor: Predictor, store: VectorStore, targets: np.ndarray) -> np
             parts.append(predictor.at(store, rows))
         else:
             parts.append(predictor.predict(store.contexts(rows)))
-    return np.concatenate(parts).astype(np.float32, copy=False)
+    vectors = np.concatenate(parts).astype(np.float32, copy=False)
+    if vectors.shape != (len(targets), store.dim):
+        raise VectorError(
+            f"the model gave vectors of shape {vectors.shape} for {len(targets)} windows "
+            f"of dimension {store.dim}"
+        )
+    if not np.isfinite(vectors).all():
+        raise VectorError("the model gave NaN or infinite values")
+    # Unit norm is the harness's to make sure of: a longer vector would have a higher "cosine".
+    return unit(vectors)
 
 
 def measure(
@@ -233,7 +243,7 @@ def gate_ablations(
         for at in range(0, len(targets), BATCH):
             rows = slice(at, at + BATCH)
             context = store.contexts(targets[donor[rows] if name == "other document" else rows])
-            guess = predictor.predict(_spoil(context, name, rng))
+            guess = unit(predictor.predict(_spoil(context, name, rng)))
             cosine[rows] = np.einsum("bd,bd->b", guess, store.rows(targets[rows]))
         changes[name] = cluster_interval(cosine - own.cosine, documents, seed=seed)
     passed = (
@@ -263,7 +273,7 @@ def gate_rollout(
             if isinstance(predictor, Control):
                 guess = predictor.at(store, np.where(inside, ahead, targets[rows]))
             else:
-                guess = predictor.predict(context)
+                guess = unit(predictor.predict(context))
             for kind, vector in enumerate((guess, last, mean)):
                 steps[kind, rows, h] = np.where(
                     inside, np.einsum("bd,bd->b", vector, there), np.nan

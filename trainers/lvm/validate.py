@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trainers.lvm.baselines import Blend, Control, Predictor, fit_baselines, sample
-from trainers.lvm.errors import TooFewWindows, VectorStoreError
+from trainers.lvm.baselines import NAMES, Blend, Control, Predictor, fit_baselines, sample
+from trainers.lvm.errors import UnknownPredictor, VectorStoreError
 from trainers.lvm.fivecat import (
     MRR_RATIO,
     OFFSETS,
@@ -68,16 +68,17 @@ def validate(
         baselines: fitted ones; None fits them on the store's train split.
 
     Raises:
-        TooFewWindows: a split without a window, or an unknown baseline.
+        TooFewWindows: a split without a window. UnknownPredictor: no such baseline.
         VectorError: NaN in a store. VectorStoreError: stores of different encoders.
     """
+    if predictor is None and name not in (*NAMES, "oracle"):
+        raise UnknownPredictor(
+            f"'{name}' is neither a model folder nor a baseline ({', '.join(NAMES)}, oracle)"
+        )
     _check_pair(store, ood)
     fitted = dict(baselines) if baselines is not None else fit_baselines(store, seed=seed)
     if predictor is None:
-        known = {**fitted, "oracle": Control("oracle")}
-        if name not in known:
-            raise TooFewWindows(f"no baseline is called '{name}' (known: {', '.join(known)})")
-        predictor = known[name]
+        predictor = Control("oracle") if name == "oracle" else fitted[name]
     goal = MARGIN_TARGET[kind] if margin_target is None else margin_target
     targets = sample(store.windows(split), windows, seed)
     documents = store.document_of(targets)
