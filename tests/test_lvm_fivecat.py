@@ -56,8 +56,8 @@ def test_a_model_that_knows_the_rule_passes_all_five() -> None:
     report = validate(
         "rule",
         CycleRule(),
-        cycling_store(400),
-        ood=cycling_store(400, seed=3),
+        cycling_store(200),
+        ood=cycling_store(200, seed=3),
         kind="articles",
         baselines=fitted("cycle"),
         legacy=True,

@@ -56,8 +56,9 @@ def cycling_store(documents: int = 120, length: int = 16, seed: int = 0) -> Vect
     """Each document walks the codebook in order from a place of its own, with a little noise."""
     rng, book = np.random.default_rng(seed), codes()
     made = []
-    for _ in range(documents):
-        steps = (rng.integers(len(book)) + np.arange(length)) % len(book)
+    for i in range(documents):
+        # Even starts: every store visits the whole book, so that stores are equally hard.
+        steps = (i * len(book) // documents + np.arange(length)) % len(book)
         made.append(unit(book[steps] + 0.05 * rng.standard_normal((length, DIM))))
     return store_in_memory(made, halves(documents))
 

@@ -13,7 +13,7 @@ from trainers.lvm.store import CONTEXT, VectorStore
 
 TIE = 1e-6  # float32 products of the same two vectors differ by about 1e-7 between matrix shapes
 POOL = 1000
-ROWS = 512  # windows scored together: bounds memory to ROWS times the longest document
+ROWS = 128  # windows scored together: bounds memory to ROWS times the longest document
 #: (windows' positions in the list of targets ``[B]``, candidate vectors ``[N, D]``) → ``[B, N]``
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
