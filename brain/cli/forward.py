@@ -64,3 +64,22 @@ def run(name: str, arguments: tuple[str, ...]) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.UsageError(f"this version of limbic has no {name} sidecar yet")
     run_module(module, list(arguments))
+
+
+@click.group(epilog="Example: limbic train lvm --recipe config/lvm/ours_dialogue.toml --help")
+def train() -> None:
+    """Train a model; needs the ``train`` extra."""
+
+
+@train.command("lvm", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train_lvm(arguments: tuple[str, ...]) -> None:
+    """Next-vector models: see ``trainers.lvm.train_cli``."""
+    run_module("trainers.lvm.train_cli", list(arguments))
+
+
+@train.command(context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def affect(arguments: tuple[str, ...]) -> None:
+    """Affect models: see ``trainers.affect.train``."""
+    run_module("trainers.affect.train", list(arguments))

@@ -11,29 +11,15 @@ import os
 import sys
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from brain.errors import LimbicError
+from brain.errors import ConfigError, LimbicError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
-#: Commands defined in modules of their own; listed only where the module is there.
-_ELSEWHERE = {"compare": "trainers.lvm.compare"}
-
-
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *(n for n, m in _ELSEWHERE.items() if find_spec(m))]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in _ELSEWHERE and find_spec(_ELSEWHERE[name]):
-            found: click.Command = getattr(import_module(_ELSEWHERE[name]), name)
-            return found
-        return super().get_command(ctx, name)
 
 
 def _data_folder() -> Path:
@@ -42,7 +28,6 @@ def _data_folder() -> Path:
 
 
 @click.group(
-    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: limbic lvm vectors --corpus chitchat_byu --out stores/chitchat",
 )
@@ -167,6 +152,20 @@ def baselines(**options: Any) -> None:
 def validate(**options: Any) -> None:
     """5CAT: five gates with intervals. Exit code 1 when one of them does not pass."""
     _validate(expect_pass=True, **options)
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def compare(arguments: tuple[str, ...]) -> None:
+    """One recipe over all architectures and several seeds (needs the train extra)."""
+    try:
+        module = import_module("trainers.lvm.compare")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"compare needs {error.name}: install limbic-runtime[train]") from error
+    module.main(list(arguments))
 
 
 def _validate(

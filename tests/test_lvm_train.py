@@ -1,0 +1,159 @@
+"""Training end to end on a small synthetic store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+import torch
+
+from brain.errors import ConfigError
+from sidecars.lvm_network import LvmNetwork
+from trainers.lvm import batches, losses, measure, train_cli
+
+DIM = 32
+
+
+def write_store(folder: Path, documents: int = 24, seed: int = 0, sha: str = "aa") -> Path:
+    """Documents whose next vector is a fixed rotation of the last, plus noise."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(np.random.default_rng(9).normal(size=(DIM, DIM)))[0]
+    rows, listed = [], []
+    for number in range(documents):
+        x = rng.normal(size=DIM)
+        start = len(rows)
+        for _ in range(8 + number % 5):
+            x = turn @ x + rng.normal(size=DIM) * 0.4
+            x /= np.linalg.norm(x)
+            rows.append(x)
+        split = "valid" if number % 4 == 0 else "train"
+        listed.append({"id": str(number), "start": start, "stop": len(rows), "split": split})
+    folder.mkdir(parents=True)
+    np.save(folder / "vectors.npy", np.array(rows, dtype=np.float16))
+    manifest = {"encoder": "e", "encoder_sha256": sha, "dim": DIM, "documents": listed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+RECIPE = """
+name = "small"
+epochs = 3
+batch = 64
+share = [1.5]
+[vector]
+hidden = 16
+ff = 16
+heads = 2
+[rank]
+hidden = 16
+layers = 1
+heads = 2
+ff = 16
+queries = 3
+candidate_hidden = 16
+bilinear_heads = 2
+bilinear_rank = 8
+mix = 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def options(recipe: Path, store: Path, out: Path, *more: str) -> list[str]:
+    return ["--recipe", str(recipe), "--store", str(store), "--out", str(out), *more]
+
+
+def test_a_run_writes_log_metrics_and_a_model_the_sidecar_loads(tmp_path, recipe, capsys):
+    store = write_store(tmp_path / "store")
+    train_cli.run(options(recipe, store, tmp_path / "out"))
+    log = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+    assert {"copy-last", "mean-5", "scalars", "ridge", "ours"} <= set(metrics["table"])
+    net = LvmNetwork.load(tmp_path / "out/model")
+    valid = batches.load_corpus([store], "valid", "cpu")
+    context = valid.context(valid.targets).numpy()
+    cosine = (net.predict(context) * valid.vectors[valid.targets].float().numpy()).sum(-1).mean()
+    assert cosine == pytest.approx(metrics["table"]["ours"]["cosine"]["mean"], abs=2e-3)
+    assert "copy-last" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_run_and_resuming_changes_nothing(tmp_path, recipe):
+    store = write_store(tmp_path / "store")
+    for name, more in (("a", ()), ("b", ())):
+        train_cli.run(options(recipe, store, tmp_path / name, *more))
+    a, b = ((tmp_path / n / "model/model.safetensors").read_bytes() for n in "ab")
+    assert a == b
+    state = torch.load(tmp_path / "b/last.pt", weights_only=True)
+    assert state["epoch"] == 3
+    train_cli.run(options(recipe, store, tmp_path / "b", "--resume"))
+    assert (tmp_path / "b/model/model.safetensors").read_bytes() == a
+
+
+def test_stores_of_different_encoders_are_refused(tmp_path):
+    stores = [write_store(tmp_path / "a", sha="aa"), write_store(tmp_path / "b", sha="bb")]
+    with pytest.raises(ConfigError, match="different encoders"):
+        batches.load_corpus(stores, "train", "cpu")
+
+
+def test_windows_stay_inside_documents_and_a_batch_points_at_its_targets(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s")], "train", "cpu")
+    owner = corpus.owner
+    assert bool((owner[corpus.targets] == owner[corpus.targets - 5]).all())
+    seen = []
+    for batch in batches.epoch_batches(corpus, 40, seed=1, epoch=0):
+        assert torch.equal(batch.bank[batch.place], batch.targets)
+        assert bool((owner[batch.bank][None] == owner[batch.targets][:, None]).eq(batch.same).all())
+        seen.append(batch.targets)
+    assert torch.equal(torch.cat(seen).sort().values, corpus.targets)
+
+
+def test_context_and_repeats_of_the_target_are_no_negatives(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s")], "train", "cpu")
+    batch = batches.make_batch(corpus, np.array([0, 1]))
+    bank = corpus.vectors[batch.bank].float()
+    scores = torch.zeros(len(batch.targets), len(bank))
+    _, own = losses.rank_losses(scores, batch, bank)
+    candidates = batch.same.sum(1) - 5
+    assert own.item() == pytest.approx(candidates.float().log().mean().item(), rel=1e-5)
+    bank[batch.place[0] + 1] = bank[batch.place[0]]
+    _, fewer = losses.rank_losses(scores, batch, bank)
+    assert fewer.item() < own.item()
+
+
+def test_an_oracle_ranks_first_and_ties_count_against_the_model(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s")], "valid", "cpu")
+    judge = measure.Judge(corpus)
+    tied = judge.score(lambda c, bank: torch.zeros(len(c), len(bank)))
+    lengths = corpus.stops - corpus.starts
+    assert tied.rr[0] == pytest.approx(1 / (lengths[0] - 5))
+    at = iter(judge.targets.split(judge.chunk))
+
+    def oracle(context, bank):
+        return corpus.vectors[next(at)].float() @ bank.T
+
+    assert judge.score(oracle).rr.min() == 1.0
+
+
+def test_pools_never_hold_the_window_itself(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s", documents=80)], "valid", "cpu")
+    judge = measure.Judge(corpus)
+    ahead = judge.targets[:, None] - judge.pools
+    assert not bool(((ahead >= 0) & (ahead <= 5)).any())
+
+
+def test_an_unknown_recipe_key_is_named(tmp_path, recipe):
+    recipe.write_text("epoch = 3\n" + RECIPE)
+    with pytest.raises(ConfigError, match="epoch"):
+        train_cli.run(options(recipe, tmp_path, tmp_path / "out"))

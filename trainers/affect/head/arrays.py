@@ -1,0 +1,70 @@
+"""The prepared data set: one ``.npz`` of token ids and targets; needs only NumPy to read.
+
+A target nobody measured is NaN and every loss and figure masks it. ``part`` says what a row is for;
+gold and the two sides of minimal pairs are in the file to be measured on, and ``rows("train")`` can
+never return them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+PARTS = ("train", "dev", "test", "gold", "pair_a", "pair_b", "unlabelled")
+SOURCES = ("llm_label", "emobank", "intimacy", "goemotions", "xed", "semeval", "chat", "pair")
+MAX_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """N rows. ``ids``/``kinds`` are flat, row i at ``starts[i]:starts[i+1]``; targets are float32:
+    ``axes`` [N, 3], ``shares`` [N, 3] (weight of each axis), ``tags``, ``emotions``, ``film``,
+    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``labels`` names columns."""
+
+    ids: NDArray[np.uint16]
+    kinds: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    axes: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    tags: NDArray[np.float32]
+    emotions: NDArray[np.float32]
+    film: NDArray[np.float32]
+    intensity: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    part: NDArray[np.uint8]
+    source: NDArray[np.uint8]
+    weak: NDArray[np.bool_]
+    clean_pair: NDArray[np.bool_]
+    pair_axis: NDArray[np.int8]
+    digest: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> Prepared:
+        """Read what ``prepare`` wrote."""
+        with np.load(path) as file:
+            fields = {name: file[name] for name in file.files}
+        fields["digest"] = str(fields["digest"])
+        return cls(**fields)
+
+    def rows(self, part: str, source: str | None = None) -> NDArray[np.int64]:
+        """Indices of one part, of one source or of all."""
+        mask = self.part == PARTS.index(part)
+        if source is not None:
+            mask &= self.source == SOURCES.index(source)
+        return np.flatnonzero(mask)
+
+    def batch(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(input_ids, attention_mask, token_type_ids) of some rows, padded, int64 [B, T]."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        shape = (len(rows), int(lengths.max()))
+        places = np.arange(shape[1])
+        mask = places[None, :] < lengths[:, None]
+        flat = np.where(mask, self.starts[rows][:, None] + places[None, :], 0)
+        ids = np.where(mask, self.ids[flat], 0).astype(np.int64)
+        kinds = np.where(mask, self.kinds[flat], 0).astype(np.int64)
+        return ids, mask.astype(np.int64), kinds

@@ -1,0 +1,167 @@
+"""Every figure of an affect head, from predictions alone (NumPy): the same for all models.
+
+Correlations are Pearson's r. Intervals are percentile bootstraps over rows (seed 0, 1,000 draws).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.affect.head.arrays import Prepared
+from trainers.affect.head.network import AXES
+
+Array = NDArray[np.float32]
+DRAWS = 1_000
+
+
+def pearson(a: Array, b: Array) -> float:
+    """r of two vectors; 0 where one does not vary."""
+    if len(a) < 3 or np.std(a) < 1e-9 or np.std(b) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def interval(a: Array, b: Array) -> tuple[float, float]:
+    """95 % bootstrap interval of r."""
+    draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
+    low, high = np.percentile([pearson(a[d], b[d]) for d in draws], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def scored(data: Prepared, axes: Array, part: str, source: str | None = None) -> dict[str, Any]:
+    """r with interval, mean absolute error and spread ratio of each measured axis of a part."""
+    rows = data.rows(part, source)
+    found: dict[str, Any] = {}
+    for i, name in enumerate(AXES):
+        known = rows[~np.isnan(data.axes[rows, i])]
+        if len(known) >= 20:
+            p, y = axes[known, i], data.axes[known, i]
+            low, high = interval(p, y)
+            found[name] = {
+                "n": len(known), "r": pearson(p, y), "low": low, "high": high,
+                "mae": float(np.abs(p - y).mean()), "sd_ratio": float(p.std() / y.std()),
+            }  # fmt: skip
+    return found
+
+
+def cells(data: Prepared, axes: Array, part: str = "gold") -> dict[str, Any]:
+    """Per archetype: mean error, and how often the sign is right on axes with |score| ≥ .1."""
+    rows = data.rows(part)
+    found = {}
+    for tag in range(data.tags.shape[1]):
+        inside = rows[data.tags[rows, tag] == 1.0]
+        if len(inside) >= 10:
+            p, y = axes[inside], data.axes[inside]
+            clear = np.abs(y) >= 0.1
+            right = (np.sign(p) == np.sign(y)) & clear
+            # An axis on which the cell is near zero has no sign to get right.
+            single = [
+                float(right[:, i].sum() / clear[:, i].sum())
+                for i in range(3)
+                if clear[:, i].mean() >= 0.5
+            ]
+            found[tag] = {
+                "n": len(inside), "mae": float(np.abs(p - y).mean()),
+                "sign": float(right.sum() / clear.sum()), "worst_axis_sign": min(single),
+            }  # fmt: skip
+    return found
+
+
+def minimal_pairs(data: Prepared, axes: Array, *, clean_only: bool) -> dict[str, float]:
+    """Right direction; and target moved ≥ .35 with the other two ≤ .2, as shares of all pairs."""
+    a, b = data.rows("pair_a"), data.rows("pair_b")
+    if clean_only:
+        keep = data.clean_pair[a]
+        a, b = a[keep], b[keep]
+    axis = data.pair_axis[a]
+    moved, wanted = axes[b] - axes[a], data.axes[b] - data.axes[a]
+    each = np.arange(len(a))
+    target, truth = moved[each, axis], wanted[each, axis]
+    others = np.abs(moved).copy()
+    others[each, axis] = 0.0
+    right = np.sign(target) == np.sign(truth)
+    far = right & (np.abs(target) >= 0.35) & (others.max(1) <= 0.2)
+    return {"n": len(a), "right_direction": float(right.mean()), "isolated": float(far.mean())}
+
+
+def independence(data: Prepared, axes: Array, part: str = "gold") -> dict[str, float]:
+    """Pairwise |r| of the predictions on a cell-balanced part, the labels' own beside it."""
+    rows = data.rows(part)
+    found = {}
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        key = f"{AXES[i][0].upper()}-{AXES[j][0].upper()}"
+        found[key] = abs(pearson(axes[rows, i], axes[rows, j]))
+        found[f"{key} labels"] = abs(pearson(data.axes[rows, i], data.axes[rows, j]))
+    return found
+
+
+def best_thresholds(probabilities: Array, truth: Array) -> Array:
+    """Per label the threshold in .05 … .70 with the best F1."""
+    grid = np.arange(0.05, 0.71, 0.025)
+    scores = np.stack([_f1(probabilities >= t, truth) for t in grid])
+    return grid[scores.argmax(0)].astype(np.float32)
+
+
+def macro_f1(probabilities: Array, truth: Array, thresholds: Array) -> float:
+    """Mean over labels of F1."""
+    return float(_f1(probabilities >= thresholds, truth).mean())
+
+
+def _f1(predicted: NDArray[np.bool_], truth: Array) -> Array:
+    hit = (predicted & (truth > 0.5)).sum(0)
+    return 2 * hit / np.maximum(1, predicted.sum(0) + (truth > 0.5).sum(0))
+
+
+def everything(
+    data: Prepared, axes: Array, *, arousal: Array | None = None, emotions: Array | None = None
+) -> dict[str, Any]:
+    """The whole table of one model: arrays over all N rows, NaN where it was not run."""
+    table: dict[str, Any] = {
+        "emobank test": scored(data, axes, "test", "emobank"),
+        "question intimacy test": scored(data, axes, "test", "intimacy"),
+        "pool test": scored(data, axes, "test", "llm_label"),
+        "gold": scored(data, axes, "gold"),
+        "gold cells": cells(data, axes),
+        "pairs": minimal_pairs(data, axes, clean_only=False),
+        "clean pairs": minimal_pairs(data, axes, clean_only=True),
+        "independence": independence(data, axes),
+    }
+    if arousal is not None:
+        rows = data.rows("test", "emobank")
+        table["emobank arousal r"] = pearson(arousal[rows], data.axes[rows, 2])
+    if emotions is not None:
+        dev, test = (data.rows(part, "goemotions") for part in ("dev", "test"))
+        # Weakly scored rows are in train alone, so every row here has its emotions.
+        thresholds = best_thresholds(emotions[dev], data.emotions[dev])
+        table["goemotions macro-F1"] = macro_f1(emotions[test], data.emotions[test], thresholds)
+    return table
+
+
+def summary(table: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """(figure, value, target) in the order of the model card; a target of None is reported only."""
+    gold = table["gold"]
+    signs = [cell["sign"] for cell in table["gold cells"].values()]
+    worst = [cell["worst_axis_sign"] for cell in table["gold cells"].values()]
+    rows: list[tuple[str, float, float | None]] = [
+        ("EmoBank valence r", table["emobank test"]["valence"]["r"], 0.72),
+        ("EmoBank arousal r", max(table.get("emobank arousal r", 0.0),
+                                  table["emobank test"]["tension"]["r"]), 0.50),
+        ("question intimacy r", table["question intimacy test"]["intimacy"]["r"], 0.82),
+        ("GoEmotions macro-F1", table.get("goemotions macro-F1", float("nan")), 0.46),
+        *((f"gold {axis} r", gold[axis]["r"], 0.75) for axis in AXES),
+        ("gold worst cell, signs of all axes", min(signs), 0.75),
+        ("gold worst cell, worst single axis", min(worst), None),
+        ("pairs right direction", table["pairs"]["right_direction"], 0.90),
+        ("pairs isolated", table["pairs"]["isolated"], 0.50),
+        ("clean pairs isolated", table["clean pairs"]["isolated"], None),
+        ("smallest SD ratio on gold", min(gold[axis]["sd_ratio"] for axis in AXES), 0.5),
+    ]  # fmt: skip
+    rows += [
+        (f"gold predicted |r| {k}", v, None)
+        for k, v in table["independence"].items()
+        if "labels" not in k
+    ]
+    return rows

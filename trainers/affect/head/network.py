@@ -1,0 +1,94 @@
+"""MiniLM with one set of linear heads: three axes, arousal, tags and published emotions.
+
+Input is one message, with its context as the second segment; only the message's own tokens are
+pooled, so the context informs but is not scored (design: affect heads after Mohammad 2018's
+separate dimensions; encoder Wang et al. 2020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainers.encoder.minilm import HIDDEN, MiniLM, pool
+
+AXES = ("valence", "intimacy", "tension")
+TAGS = (
+    "hostile_intimacy", "aggressive_distance", "neutral_but_close", "flat_numb", "fearful_urgent",
+    "playful_neutral", "safety_edge", "everyday_warm", "everyday_neutral",
+)  # fmt: skip
+# Sources whose scale differs from the labelled pool's get an affine map of their own on each axis.
+SCALED_SOURCES = ("emobank", "intimacy", "weak")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the network says of B messages. ``axes`` [B, 3] in (−1, 1); the rest are logits but
+    for ``arousal`` [B] and ``spread`` [B] (expected absolute error, ≥ 0)."""
+
+    axes: Tensor
+    arousal: Tensor
+    spread: Tensor
+    tags: Tensor
+    emotions: Tensor
+    film: Tensor
+    intensity: Tensor
+    embedding: Tensor
+
+
+class AffectNet(nn.Module):
+    """``emotions``, ``film`` and ``intensity`` are the label counts of GoEmotions, XED, SemEval."""
+
+    def __init__(
+        self, body: MiniLM, *, emotions: int = 28, film: int = 9, intensity: int = 5
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.dropout = nn.Dropout(0.1)
+        self.axes = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 3))
+        self.arousal = nn.Linear(HIDDEN, 1)
+        self.spread = nn.Linear(HIDDEN, 1)
+        self.tags = nn.Linear(HIDDEN, len(TAGS))
+        self.emotions = nn.Linear(HIDDEN, emotions)
+        self.film = nn.Linear(HIDDEN, film)
+        self.intensity = nn.Linear(HIDDEN, intensity)
+        self.scale = nn.Parameter(torch.ones(len(SCALED_SOURCES), 3))
+        self.shift = nn.Parameter(torch.zeros(len(SCALED_SOURCES), 3))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> Predicted:
+        """int64 [B, T] each."""
+        hidden = self.body(input_ids, attention_mask, token_type_ids)
+        vector = pool(hidden, attention_mask, token_type_ids)
+        x = self.dropout(vector)
+        return Predicted(
+            axes=torch.tanh(self.axes(x)),
+            arousal=torch.tanh(self.arousal(x))[:, 0],
+            spread=F.softplus(self.spread(vector))[:, 0],
+            tags=self.tags(x),
+            emotions=self.emotions(x),
+            film=self.film(x),
+            intensity=self.intensity(x),
+            embedding=vector,
+        )
+
+
+class Served(nn.Module):
+    """What is exported: the outputs that the sidecar reads, as probabilities."""
+
+    outputs = ("axes", "spread", "tags", "emotions", "embedding")
+
+    def __init__(self, net: AffectNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        p = self.net(input_ids, attention_mask, token_type_ids)
+        vector = p.embedding / p.embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return p.axes, p.spread, p.tags.sigmoid(), p.emotions.sigmoid(), vector

@@ -1,0 +1,159 @@
+"""``python -m trainers.affect.head.prepare --set FOLDER --out FILE.npz``: tokenise a built set.
+
+Reads what ``limbic data build`` wrote, refuses gold among the training rows, and adds unlabelled
+chat messages (``--chat``) on which a student may be taught by its teachers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tokenizers import Tokenizer
+
+from trainers.affect.gold import GoldGuard
+from trainers.affect.head.arrays import MAX_TOKENS, PARTS, SOURCES
+from trainers.affect.head.network import AXES, TAGS
+from trainers.affect.shards import load_part
+from trainers.encoder.minilm import package_folder
+
+POOL = Path(__file__).parents[1] / "pool"
+
+
+def label_names(folder: Path, source: str) -> list[str]:
+    """The emotion labels that a source's training rows use, sorted."""
+    rows = load_part(folder, "auxiliary").filter(pl.col("source") == source)
+    names = rows.explode("aux").select(pl.col("aux").struct.field("name")).unique()
+    return sorted(name for name in names["name"].to_list() if name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the array file and the names of its label columns beside it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", dest="folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--chat", type=Path, action="append", default=[], help="docs.jsonl.gz")
+    parser.add_argument("--chat-rows", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    table = _rows(args.folder)
+    GoldGuard.load(POOL).refuse(table.filter(pl.col("part") == "train"), "training rows")
+    names = {
+        "emotions": label_names(args.folder, "goemotions"),
+        "film": label_names(args.folder, "xed"),
+        "intensity": label_names(args.folder, "semeval"),
+    }
+    records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
+    arrays = _arrays(records, names)
+    arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(args.out, **arrays)
+    args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
+    counts = {part: int((arrays["part"] == i).sum()) for i, part in enumerate(PARTS)}
+    print(f"{args.out}: {counts}")
+    return 0
+
+
+def _rows(folder: Path) -> pl.DataFrame:
+    """Scored and auxiliary rows of train, dev and test, and gold."""
+    parts = [load_part(folder, p).with_columns(part=pl.lit(p)) for p in ("train", "dev", "test")]
+    # Published dev rows of documents that are in train are left out: they would flatter.
+    auxiliary = load_part(folder, "auxiliary")
+    parts.append(auxiliary.with_columns(part=pl.col("split")))
+    parts.append(load_part(folder, "gold").with_columns(part=pl.lit("gold")))
+    return pl.concat(parts).filter(pl.col("part").is_in(PARTS))
+
+
+def _pairs() -> list[dict[str, Any]]:
+    """Both sides of every minimal pair, ``a`` and ``b`` adjacent and in file order."""
+    found = []
+    for line in (POOL / "minimal_pairs.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        for side in "ab":
+            scores = dict(zip(AXES, pair[f"scores_{side}"], strict=True))
+            found.append(
+                {"text": pair[side], "context": pair.get("context", []), "source": "pair",
+                 "part": f"pair_{side}", "clean": pair["clean"], "axis": pair["axis"], **scores}
+            )  # fmt: skip
+    return found
+
+
+def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
+    """Unlabelled messages with up to two earlier turns, from the training dialogues only."""
+    found = []
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                doc = json.loads(line)
+                turns = doc.get("turns") or []
+                if doc.get("split", "train") != "train":
+                    continue
+                for i, text in enumerate(turns):
+                    if 2 <= len(text.split()) <= 60:
+                        context = turns[max(0, i - 2) : i] if i % 2 else []
+                        found.append({"text": text, "context": context, "source": "chat",
+                                      "part": "unlabelled"})  # fmt: skip
+    picked = np.random.default_rng(seed).permutation(len(found))[:limit]
+    return [found[i] for i in picked]
+
+
+def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:
+    tokenizer = Tokenizer.from_file(str(package_folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    encoded = tokenizer.encode_batch(
+        [(r["text"], "\n".join(r["context"])) if r.get("context") else r["text"] for r in records]
+    )
+    count = len(records)
+    nan = float("nan")
+
+    def column(name: str) -> list[float]:
+        return [nan if r.get(name) is None else float(r[name]) for r in records]
+
+    shares = np.ones((count, 3), np.float32)
+    widths = {"tags": TAGS, **names}
+    targets = {
+        key: np.full((count, len(labels)), nan, np.float32) for key, labels in widths.items()
+    }
+    column_of = {"goemotions": "emotions", "xed": "film", "semeval": "intensity"}
+    for i, record in enumerate(records):
+        for share in record.get("share") or []:
+            shares[i, AXES.index(share["name"])] = share["value"]
+        if record["source"] == "llm_label":
+            targets["tags"][i] = [tag in record["tags"] for tag in TAGS]
+        key = column_of.get(record["source"])
+        if key:
+            targets[key][i] = 0.0
+            for label in record.get("aux") or []:
+                if label["name"] in names[key]:
+                    targets[key][i, names[key].index(label["name"])] = label["value"]
+    lengths = [len(e.ids) for e in encoded]
+    return {
+        "ids": np.concatenate([np.asarray(e.ids, np.uint16) for e in encoded]),
+        "kinds": np.concatenate([np.asarray(e.type_ids, np.uint8) for e in encoded]),
+        "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "axes": np.asarray([column(a) for a in AXES], np.float32).T.copy(),
+        "shares": shares,
+        **targets,
+        "weight": np.nan_to_num(np.asarray(column("weight"), np.float32), nan=1.0),
+        "part": np.asarray([PARTS.index(r["part"]) for r in records], np.uint8),
+        "source": np.asarray([SOURCES.index(r["source"]) for r in records], np.uint8),
+        "weak": np.asarray(
+            [(r["source"] in column_of and r.get("valence") is not None)
+             or (r["source"] in column_of and r.get("tension") is not None)
+             or (r["source"] in column_of and r.get("intimacy") is not None) for r in records]
+        ),
+        "clean_pair": np.asarray([bool(r.get("clean")) for r in records]),
+        "pair_axis": np.asarray([AXES.index(r["axis"]) if "axis" in r else -1 for r in records],
+                                np.int8),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

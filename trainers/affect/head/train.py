@@ -1,0 +1,307 @@
+"""``python -m trainers.affect.head.train --data FILE.npz --out RUN``: teachers, then one student.
+
+Several teachers differ in their seed alone; the student learns the labels and the teachers' mean, on
+labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
+Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
+heads alone. A stopped run continues from its last checkpoint when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainers.affect.head import measure
+from trainers.affect.head.arrays import Prepared
+from trainers.affect.head.losses import decorrelation, imitate, supervised
+from trainers.affect.head.network import AffectNet
+from trainers.encoder.minilm import load_minilm
+
+TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
+OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. Batches are mixed: so many rows of each source a step."""
+
+    seed: int = 0
+    teachers: int = 5
+    mode: str = "full"
+    steps: int = 900
+    student_steps: int = 3000
+    pool: int = 64
+    emobank: int = 80
+    intimacy: int = 32
+    goemotions: int = 160
+    xed: int = 48
+    semeval: int = 24
+    chat: int = 256
+    learning_rate: float = 6e-5
+    head_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    decorrelation: float = 0.1
+    decorrelation_rows: int = 256
+    ema: float = 0.995
+    imitation: float = 1.0
+
+
+class Sampler:
+    """Endless mixed batches of training rows, reproducible by seed and step."""
+
+    def __init__(self, data: Prepared, recipe: Recipe, seed: int) -> None:
+        self._data, self._seed = data, seed
+        names = {"llm_label": recipe.pool, "emobank": recipe.emobank, "intimacy": recipe.intimacy,
+                 "goemotions": recipe.goemotions, "xed": recipe.xed, "semeval": recipe.semeval}  # fmt: skip
+        self._parts = [(data.rows("train", name), count) for name, count in names.items()]
+        pool = data.rows("train", "llm_label")
+        self._pool, weight = pool, data.weight[pool]
+        self._balance = (weight / weight.sum()).astype(np.float64)
+        self._chat = data.rows("unlabelled")
+
+    def labelled(self, step: int) -> NDArray[np.int64]:
+        """Rows of one step."""
+        rng = np.random.default_rng((self._seed, step, 1))
+        return np.concatenate([rng.choice(r, n) for r, n in self._parts if len(r) and n])
+
+    def balanced(self, step: int, count: int) -> NDArray[np.int64]:
+        """Pool rows drawn by their cell-balancing weight, for the decorrelation term."""
+        rng = np.random.default_rng((self._seed, step, 2))
+        return rng.choice(self._pool, count, p=self._balance / self._balance.sum())
+
+    def chat(self, step: int, count: int) -> NDArray[np.int64]:
+        """Unlabelled rows."""
+        return np.random.default_rng((self._seed, step, 3)).choice(self._chat, count)
+
+
+def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> AffectNet:
+    """A fresh network on the pretrained encoder, with what the mode freezes frozen."""
+    net = AffectNet(load_minilm(weights), **widths)
+    if recipe.mode == "frozen":
+        net.body.requires_grad_(False)
+    elif recipe.mode == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = ["query", "key", "value", "out", "up", "down"]
+        config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
+        net.body.requires_grad_(False)
+        net.body = inject_adapter_in_model(config, net.body)
+    elif recipe.mode != "full":
+        raise ValueError(f"mode {recipe.mode!r}: choose full, lora or frozen")
+    return net
+
+
+def fit(
+    net: AffectNet,
+    data: Prepared,
+    recipe: Recipe,
+    run: Path,
+    *,
+    name: str,
+    seed: int,
+    steps: int,
+    device: str,
+    teacher: dict[str, NDArray[np.float16]] | None = None,
+) -> AffectNet:
+    """Train one head; logs to ``run/log.jsonl``, resumes from ``run/NAME.ckpt``; returns the
+    average of the weights over the steps (EMA)."""
+    torch.manual_seed(seed)
+    net = net.to(device)
+    sampler = Sampler(data, recipe, seed)
+    heads = [p for n, p in net.named_parameters() if not n.startswith("body.") and p.requires_grad]
+    body = [p for p in net.body.parameters() if p.requires_grad]
+    groups = [{"params": heads, "lr": recipe.head_rate}]
+    if body:
+        rate = recipe.learning_rate if recipe.mode == "full" else 5 * recipe.learning_rate
+        groups.append({"params": body, "lr": rate})
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _rate(s, steps, recipe))
+    average = {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad}
+    checkpoint, first = run / f"{name}.ckpt", 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        net.load_state_dict(saved["net"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
+        average, first = saved["average"], saved["step"]
+    started = time.monotonic()
+    for step in range(first, steps):
+        net.train()
+        rows = sampler.labelled(step)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = supervised(net, *_answers(net, data, rows, device))
+            if recipe.decorrelation:
+                pool = sampler.balanced(step, recipe.decorrelation_rows)
+                axes = net(*_inputs(data, pool, device)).axes.float()
+                loss = loss + recipe.decorrelation * decorrelation(axes)
+            if teacher is not None:
+                chat = np.concatenate([rows, sampler.chat(step, recipe.chat)])
+                wanted = {
+                    k: torch.as_tensor(v[chat], device=device).float() for k, v in teacher.items()
+                }
+                loss = loss + recipe.imitation * imitate(net(*_inputs(data, chat, device)), wanted)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        keep = min(recipe.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for n, p in net.named_parameters():
+                if n in average:
+                    average[n].lerp_(p, 1 - keep)
+        if step % 50 == 0 or step + 1 == steps:
+            _log(run, name, step, float(loss.detach()), started)
+        if step % 500 == 499 and step + 1 < steps:
+            _save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
+                               "schedule": schedule.state_dict(), "average": average,
+                               "step": step + 1})  # fmt: skip
+    net.load_state_dict(average, strict=False)
+    checkpoint.unlink(missing_ok=True)
+    return net.eval()
+
+
+@torch.inference_mode()
+def predict(
+    net: AffectNet, data: Prepared, rows: NDArray[np.int64], device: str, batch: int = 512
+) -> dict[str, NDArray[np.float32]]:
+    """Outputs over all N rows (NaN where not in ``rows``); logits become probabilities."""
+    lengths = data.starts[rows + 1] - data.starts[rows]
+    ordered = rows[np.argsort(lengths, kind="stable")]
+    found: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(ordered), batch):
+        part = ordered[start : start + batch]
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            p = net(*_inputs(data, part, device))
+        for name in OUTPUTS:
+            value = getattr(p, name).float()
+            value = value.sigmoid() if name not in ("axes", "arousal") else value
+            array = value.cpu().numpy()
+            if name not in found:
+                found[name] = np.full((len(data.part), *array.shape[1:]), np.nan, np.float32)
+            found[name][part] = array
+    return found
+
+
+def report(
+    run: Path, name: str, data: Prepared, outputs: dict[str, NDArray[np.float32]]
+) -> dict[str, Any]:
+    """Measure one model, write ``NAME.json``, print its summary."""
+    table = measure.everything(
+        data, outputs["axes"], arousal=outputs["arousal"], emotions=outputs["emotions"]
+    )
+    (run / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    line = " ".join(f"{k}={v:.3f}" for k, v, _ in measure.summary(table))
+    print(f"[{name}] {line}", flush=True)
+    return table
+
+
+def measured_rows(data: Prepared) -> NDArray[np.int64]:
+    """Rows of dev, test, gold and both sides of the pairs."""
+    parts = ("dev", "test", "gold", "pair_a", "pair_b")
+    return np.concatenate([data.rows(part) for part in parts])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train teachers and student; the student's weights are ``RUN/head.safetensors``."""
+    from safetensors.torch import load_file, save_file
+
+    parser = argparse.ArgumentParser(prog="limbic train affect", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="encoder safetensors (default: the package)")
+    parser.add_argument("--device", default="auto")
+    defaults = Recipe()
+    for field, value in asdict(defaults).items():
+        parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
+    args = parser.parse_args(argv)
+    recipe = Recipe(**{field: getattr(args, field) for field in asdict(defaults)})
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = Prepared.load(args.data)
+    widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
+    run = args.out
+    run.mkdir(parents=True, exist_ok=True)
+    header = {"recipe": asdict(recipe), "data": data.digest, "device": device}
+    (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
+    rows = np.concatenate([measured_rows(data), data.rows("train"), data.rows("unlabelled")])
+    total: dict[str, NDArray[np.float32]] | None = None
+    for i in range(recipe.teachers):
+        seed, kept = recipe.seed * 100 + i + 1, run / f"teacher{i}.npz"
+        if not kept.exists():
+            net = fit(
+                build(recipe, args.weights, widths), data, recipe, run,
+                name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device,
+            )  # fmt: skip
+            outputs = predict(net, data, rows, device)
+            report(run, f"teacher{i}", data, outputs)
+            part = run / "part.npz"
+            np.savez(part, **{k: v.astype(np.float16) for k, v in outputs.items()})
+            part.replace(kept)
+        with np.load(kept) as file:
+            one = {k: file[k].astype(np.float32) for k in file.files}
+        total = one if total is None else {k: total[k] + one[k] for k in total}
+    teacher = None
+    if total is not None:
+        mean = {k: v / recipe.teachers for k, v in total.items()}
+        report(run, "ensemble", data, mean)
+        teacher = {k: v.astype(np.float16) for k, v in mean.items()}
+    final = run / "head.safetensors"
+    net = build(recipe, args.weights, widths)
+    steps = recipe.student_steps if teacher else recipe.steps
+    if final.exists() and recipe.mode != "lora":
+        net.load_state_dict(load_file(final))
+        net = net.to(device).eval()
+    else:
+        net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
+                  device=device, teacher=teacher)  # fmt: skip
+        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, final)
+    report(run, "student", data, predict(net, data, measured_rows(data), device))
+    return 0
+
+
+def _inputs(data: Prepared, rows: NDArray[np.int64], device: str) -> Iterator[Tensor]:
+    return (torch.as_tensor(array, device=device) for array in data.batch(rows))
+
+
+def _answers(
+    net: AffectNet, data: Prepared, rows: NDArray[np.int64], device: str
+) -> tuple[Any, Any]:
+    targets = {k: torch.as_tensor(getattr(data, k)[rows], device=device) for k in TARGETS}
+    targets["source"] = targets["source"].long()
+    return net(*_inputs(data, rows, device)), targets
+
+
+def _rate(step: int, steps: int, recipe: Recipe) -> float:
+    warm = max(1, int(recipe.warmup * steps))
+    return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+
+
+def _log(run: Path, name: str, step: int, loss: float, started: float) -> None:
+    line = {"model": name, "step": step, "loss": loss, "seconds": time.monotonic() - started}
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    if step % 300 == 0:
+        print(f"{name} step {step} loss {loss:.4f} {line['seconds']:.0f} s", flush=True)
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""Vectors on the device, and batches made of whole documents.
+
+A batch is a set of documents: its rows are all their windows, its bank all their vectors, so every
+window meets its own document's other sentences as negatives as well as everyone else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brain.errors import ConfigError
+from trainers.lvm.store import CONTEXT, VectorStore
+
+
+@dataclass
+class Corpus:
+    """Documents of one split, from one or more stores, one after the other.
+
+    ``vectors`` fp16 ``[V, D]``; ``starts``/``stops`` int64 ``[documents]``; ``weights`` how often
+    each document is drawn in an epoch; ``encoder`` the sha256 of what made the vectors.
+    """
+
+    vectors: Tensor
+    starts: np.ndarray
+    stops: np.ndarray
+    weights: np.ndarray
+    encoder: str
+
+    @property
+    def targets(self) -> Tensor:
+        """Target index of every window, int64 ``[W]``, in document order."""
+        pairs = zip(self.starts, self.stops, strict=True)
+        spans = [np.arange(a + CONTEXT, b) for a, b in pairs if b - a > CONTEXT]
+        return torch.as_tensor(np.concatenate(spans), device=self.vectors.device)
+
+    @property
+    def owner(self) -> Tensor:
+        """Document number of every vector, int64 ``[V]``."""
+        lengths = torch.as_tensor(self.stops - self.starts)
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.vectors.device)
+
+    def context(self, targets: Tensor) -> Tensor:
+        """The five vectors before each target, float32 ``[B, 5, D]``."""
+        offsets = torch.arange(-CONTEXT, 0, device=targets.device)
+        return self.vectors[targets[:, None] + offsets].float()
+
+
+def load_corpus(
+    folders: list[Path], split: str, device: str, weights: list[float] | None = None
+) -> Corpus:
+    """Read one split of several stores.
+
+    Raises VectorStoreError, and ConfigError where the stores cannot go together.
+    """
+    parts, starts, stops, shares, encoders = [], [], [], [], set()
+    offset = 0
+    for number, folder in enumerate(folders):
+        store = VectorStore.open(folder)
+        encoders.add(store.encoder_sha256)
+        for document in store.documents:
+            a, b = document.start, document.stop
+            if document.split != split or b - a <= CONTEXT:
+                continue
+            parts.append(store.vectors[a:b])
+            starts.append(offset)
+            offset += b - a
+            stops.append(offset)
+            shares.append(weights[number] if weights and number < len(weights) else 1.0)
+    if not parts:
+        raise ConfigError(f"no document of split {split!r} has more than {CONTEXT} vectors")
+    if len(encoders) > 1:
+        raise ConfigError("the stores come from different encoders: " + ", ".join(sorted(encoders)))
+    vectors = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts), dtype=np.float16))
+    return Corpus(
+        vectors.to(device), np.array(starts), np.array(stops), np.array(shares), encoders.pop()
+    )
+
+
+@dataclass
+class Batch:
+    """``targets`` int64 ``[B]`` and ``bank`` int64 ``[N]`` index the corpus; ``place`` int64
+    ``[B]`` is where in the bank the target stands; ``same`` bool ``[B, N]`` marks its document."""
+
+    targets: Tensor
+    bank: Tensor
+    place: Tensor
+    same: Tensor
+
+
+def make_batch(corpus: Corpus, documents: np.ndarray) -> Batch:
+    """The batch of these document numbers (each at most once)."""
+    starts, stops = corpus.starts[documents], corpus.stops[documents]
+    device = corpus.vectors.device
+    bank = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+    lengths = stops - starts
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    within = np.arange(len(bank)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = np.flatnonzero(within >= CONTEXT)
+    owner_t = torch.as_tensor(owner, device=device)
+    place_t = torch.as_tensor(place, device=device)
+    bank_t = torch.as_tensor(bank, device=device)
+    return Batch(bank_t[place_t], bank_t, place_t, owner_t[place_t][:, None] == owner_t[None])
+
+
+def epoch_batches(corpus: Corpus, size: int, seed: int, epoch: int) -> Iterator[Batch]:
+    """Batches of about ``size`` windows over one epoch, the same for the same seed and epoch.
+
+    A document of weight w appears floor(w) times, and once more with probability w - floor(w).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    whole = np.floor(corpus.weights)
+    times = whole + (rng.random(len(whole)) < corpus.weights - whole)
+    for turn in range(int(times.max())):
+        chosen = rng.permutation(np.flatnonzero(times > turn))
+        windows = np.cumsum(corpus.stops[chosen] - corpus.starts[chosen] - CONTEXT)
+        parts = max(1, round(windows[-1] / size))
+        edges = np.searchsorted(windows, windows[-1] * np.arange(1, parts) / parts)
+        for documents in np.split(chosen, edges):
+            if len(documents):
+                yield make_batch(corpus, documents)
+
+
+def count_batches(corpus: Corpus, size: int) -> int:
+    """About how many batches an epoch has."""
+    windows = (corpus.stops - corpus.starts - CONTEXT) * corpus.weights
+    return max(1, round(float(windows.sum()) / size))

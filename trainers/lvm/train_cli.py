@@ -1,0 +1,71 @@
+"""``limbic train lvm``: train a recipe on vector stores.
+
+Needs torch, numpy and safetensors only. Example::
+
+    python -m trainers.lvm.train_cli --recipe config/lvm/ours_dialogue.toml \\
+        --store vectors/chitchat --store vectors/topical --valid-store vectors/chitchat --out run
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from brain.errors import ConfigError, LimbicError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser("limbic train lvm", description="Train a next-vector model.")
+    p.add_argument("--recipe", type=Path, required=True, help="TOML file, see config/lvm")
+    p.add_argument("--store", type=Path, action="append", required=True, help="vectors; repeatable")
+    p.add_argument("--valid-store", type=Path, action="append", help="default: the first --store")
+    p.add_argument("--valid-split", default="valid")
+    p.add_argument("--train-split", default="train")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--minutes", type=float, help="end the schedule by the clock")
+    p.add_argument("--epochs", type=int, help="instead of the recipe's")
+    p.add_argument("--seed", type=int, help="instead of the recipe's")
+    p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+    p.add_argument("--out", type=Path, required=True, help="folder for logs and the model")
+    return p
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Parse, train, print the table."""
+    options = parser().parse_args(argv)
+    try:
+        from trainers.lvm import train
+        from trainers.lvm.batches import load_corpus
+        from trainers.lvm.recipes import read_toml, two_heads
+    except ImportError as error:
+        raise ConfigError(f"training needs the 'train' extra: {error}") from error
+    recipe = two_heads(read_toml(options.recipe), options.recipe)
+    if options.epochs is not None:
+        recipe.epochs = options.epochs
+    if options.seed is not None:
+        recipe.seed = options.seed
+    corpus = load_corpus(options.store, options.train_split, options.device, recipe.share)
+    valid = load_corpus(
+        options.valid_store or options.store[:1], options.valid_split, options.device
+    )
+    if valid.encoder != corpus.encoder:
+        raise ConfigError("training and validation vectors come from different encoders")
+    metrics = train.train(
+        recipe, corpus, valid, options.out, minutes=options.minutes, resume=options.resume
+    )
+    train.print_report(metrics)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; Limbic's errors are one line on stderr and an exit code."""
+    try:
+        run(argv)
+    except LimbicError as error:
+        print(f"limbic: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
