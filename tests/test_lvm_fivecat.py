@@ -31,6 +31,7 @@ def drift_report(name: str) -> dict[str, Any]:
         ood=drifting_store(40, seed=5),
         kind="articles",
         baselines=fitted("drift"),
+        least=(1, 1),
     )
 
 
@@ -61,9 +62,18 @@ def test_a_model_that_knows_the_rule_passes_all_five() -> None:
         kind="articles",
         baselines=fitted("cycle"),
         legacy=True,
+        least=(1000, 100),
     )
     assert report["passed"], render(report)
     assert report["legacy"]["recall_at_1"] > 0.9
+
+
+def test_too_small_a_set_passes_nothing_and_says_so() -> None:
+    store = cycling_store(60)
+    report = validate("rule", CycleRule(), store, ood=store, baselines=fitted("cycle"))
+    assert all(gate["passed"] for gate in report["gates"].values())
+    assert report["passed"] is False
+    assert "too few for a verdict" in render(report)
 
 
 def test_without_another_domain_nothing_passes_overall() -> None:

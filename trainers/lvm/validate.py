@@ -30,7 +30,7 @@ COLUMNS = ("cosine", "margin_last", "margin_future", "mrr", "mrr_vector", "hit10
 
 
 def load_model(folder: Path, store: VectorStore) -> Predictor:
-    """A trained model. Raises VectorStoreError when it was trained for another encoder."""
+    """A trained model. Raises VectorStoreError when it was trained for another encoder or dimension."""
     from sidecars.lvm_network import LvmNetwork
 
     model = LvmNetwork.load(folder)
@@ -39,6 +39,10 @@ def load_model(folder: Path, store: VectorStore) -> Predictor:
         raise VectorStoreError(
             f"{folder} was trained for encoder {wanted[:12]}, the store holds vectors "
             f"of {store.encoder_sha256[:12]}"
+        )
+    if model.dim != store.dim:
+        raise VectorStoreError(
+            f"{folder} takes vectors of dimension {model.dim}, the store has {store.dim}"
         )
     found: Predictor = model
     return found
@@ -57,6 +61,7 @@ def validate(
     seed: int = 0,
     legacy: bool = False,
     baselines: Mapping[str, Predictor] | None = None,
+    least: tuple[int, int] = (ENOUGH_WINDOWS, ENOUGH_DOCUMENTS),
 ) -> dict[str, Any]:
     """The whole report.
 
@@ -66,6 +71,7 @@ def validate(
         ood: a store of another domain, for gate 5; the baselines stay those of ``store``.
         kind: ``articles`` or ``dialogue``: the wanted gain in MRR and in margin.
         baselines: fitted ones; None fits them on the store's train split.
+        least: windows and documents below which nothing passes overall.
 
     Raises:
         TooFewWindows: a split without a window. UnknownPredictor: no such baseline.
@@ -103,14 +109,15 @@ def validate(
         table[f"{name} + last"] = measure(Blend(predictor), store, targets, seed=seed).summary()
     table["oracle"] = measure(Control("oracle"), store, targets, seed=seed).summary()
     table[f"► {name}"] = own.summary()
+    enough = len(targets) >= least[0] and len(np.unique(documents)) >= least[1]
     report: dict[str, Any] = {
         "model": name,
         "kind": kind,
         "windows": len(targets),
         "documents": len(np.unique(documents)),
-        "enough": len(targets) >= ENOUGH_WINDOWS and len(np.unique(documents)) >= ENOUGH_DOCUMENTS,
+        "enough": enough,
         "s": round(float(rows["copy-last"].offset(0)), 4) if "copy-last" in rows else None,
-        "passed": all(gate.passed is True for gate in gates),
+        "passed": enough and all(gate.passed is True for gate in gates),
         "gates": {
             g.name: {"passed": None if g.passed is None else bool(g.passed), **g.details}
             for g in gates
