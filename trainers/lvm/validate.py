@@ -30,7 +30,7 @@ COLUMNS = ("cosine", "margin_last", "margin_future", "mrr", "mrr_vector", "hit10
 
 
 def load_model(folder: Path, store: VectorStore) -> Predictor:
-    """A trained model. Raises VectorStoreError when it was trained for another encoder or dimension."""
+    """A trained model. Raises VectorStoreError when its encoder or dimension is another."""
     from sidecars.lvm_network import LvmNetwork
 
     model = LvmNetwork.load(folder)
