@@ -11,29 +11,15 @@ import os
 import sys
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from brain.errors import LimbicError
+from brain.errors import ConfigError, LimbicError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
-#: Commands defined in modules of their own; listed only where the module is there.
-_ELSEWHERE = {"compare": "trainers.lvm.compare"}
-
-
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *(n for n, m in _ELSEWHERE.items() if find_spec(m))]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in _ELSEWHERE and find_spec(_ELSEWHERE[name]):
-            found: click.Command = getattr(import_module(_ELSEWHERE[name]), name)
-            return found
-        return super().get_command(ctx, name)
 
 
 def _data_folder() -> Path:
@@ -42,7 +28,6 @@ def _data_folder() -> Path:
 
 
 @click.group(
-    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: limbic lvm vectors --corpus chitchat_byu --out stores/chitchat",
 )
@@ -92,6 +77,130 @@ def vectors(
     splits = ", ".join(f"{split} {count}" for split, count in store.splits.items())
     copies = store.manifest["near_copies"]
     click.echo(f"{out}: {len(store.vectors)} vectors, {copies} near-copies left out ({splits})")
+
+
+@cli.command(epilog="Example: limbic lvm diagnose stores/chitchat --picture chitchat.png")
+@click.argument("store", type=FOLDER)
+@click.option("--split", default="train", show_default=True)
+@click.option("--cosine", type=float, default=0.56, show_default=True, help="Wished cosine.")
+@click.option("--margin", type=float, default=0.10, show_default=True, help="Wished margin_last.")
+@click.option("--windows", type=click.IntRange(1), default=20_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--picture", type=FILE, help="PNG to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=FILE, help="File for the JSON report.")
+def diagnose(
+    store: Path,
+    split: str,
+    cosine: float,
+    margin: float,
+    windows: int,
+    seed: int,
+    picture: Path | None,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Is there anything to learn in this store, and how much? Exit code 1: no."""
+    from trainers.lvm.diagnose import diagnose as look
+    from trainers.lvm.diagnose import draw, render
+    from trainers.lvm.store import VectorStore
+
+    report = look(
+        VectorStore.open(store), split=split, wish=(cosine, margin), windows=windows, seed=seed
+    )
+    if picture is not None:
+        draw(report, picture)
+    emit(report, render(report), as_json, out)
+    if not report["good"]:
+        sys.exit(1)
+
+
+def _evaluation(command: Any) -> Any:
+    """Options that ``baselines`` and ``validate`` share."""
+    for option in reversed(
+        [
+            click.option("--store", type=FOLDER, required=True, help="Store to evaluate on."),
+            click.option("--ood-store", "ood", type=FOLDER, help="Store of another domain."),
+            click.option("--kind", type=click.Choice(["articles", "dialogue"])),
+            click.option("--split", default="valid", show_default=True),
+            click.option("--windows", type=click.IntRange(1), default=10_000, show_default=True),
+            click.option("--margin-target", type=float, help="Wanted margin_last."),
+            click.option("--seed", type=int, default=0, show_default=True),
+            click.option("--legacy", is_flag=True, help="Also print the older gate values."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+            click.option("--out", type=FILE, help="File for the JSON report."),
+            click.option("--picture", type=FILE, help="PNG of C(k) to write."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog="Example: limbic lvm baselines --store stores/chitchat")
+@_evaluation
+def baselines(**options: Any) -> None:
+    """All baselines in one table; the ridge goes through the gates, and must not pass."""
+    options["expect_pass"] = False
+    _validate(model="ridge", **options)
+
+
+@cli.command(
+    epilog="Example: limbic lvm validate --store stores/a --ood-store stores/b --model FOLDER"
+)
+@_evaluation
+@click.option("--model", required=True, help="Folder of a model, or the name of a baseline.")
+def validate(**options: Any) -> None:
+    """5CAT: five gates with intervals. Exit code 1 when one of them does not pass."""
+    _validate(expect_pass=True, **options)
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def compare(arguments: tuple[str, ...]) -> None:
+    """One recipe over all architectures and several seeds (needs the train extra)."""
+    try:
+        module = import_module("trainers.lvm.compare")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"compare needs {error.name}: install limbic-runtime[train]") from error
+    module.main(list(arguments))
+
+
+def _validate(
+    *,
+    model: str,
+    store: Path,
+    ood: Path | None,
+    kind: str | None,
+    as_json: bool,
+    out: Path | None,
+    picture: Path | None,
+    expect_pass: bool,
+    **rest: Any,
+) -> None:
+    from trainers.lvm.store import VectorStore
+    from trainers.lvm.validate import draw_curve, load_model, render
+    from trainers.lvm.validate import validate as run
+
+    opened = VectorStore.open(store)
+    other = VectorStore.open(ood) if ood is not None else None
+    folder = Path(model)
+    predictor = load_model(folder, opened) if folder.is_dir() else None
+    report = run(
+        folder.name if predictor is not None else model,
+        predictor,
+        opened,
+        ood=other,
+        kind=kind or str(opened.manifest.get("kind", "dialogue")),
+        **rest,
+    )
+    if picture is not None:
+        draw_curve(report, picture)
+    emit(report, render(report), as_json, out)
+    if expect_pass and not report["passed"]:
+        sys.exit(1)
 
 
 def emit(report: dict[str, Any], table: str, as_json: bool, out: Path | None) -> None:

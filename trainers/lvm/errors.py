@@ -27,3 +27,9 @@ class VectorError(LvmError):
 
 class TooFewWindows(LvmError):
     """A split is too small for what was asked."""
+
+
+class UnknownPredictor(LvmError):
+    """Neither a model folder nor the name of a baseline."""
+
+    exit_code = EXIT_CONFIG

@@ -1,4 +1,4 @@
-"""Corpus to vector store: encode, leave out near-copies, write; stopped builds go on where they were.
+"""Corpus to vector store: encode, leave out near-copies, write; a stopped build can go on.
 
 A build works in ``OUT.building``: parts of whole documents, each written beside its place and moved
 there when complete. When all parts exist they are joined and the folder is renamed to ``OUT``, so
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,7 +94,7 @@ def build_store(
         shutil.rmtree(work)
         raise VectorStoreError(f"no text of {name} is left after cleaning")
     _join(work, number, settings)
-    os.replace(work, out)
+    work.replace(out)
     return VectorStore.open(out)
 
 
@@ -142,7 +141,7 @@ def _encode_part(
     path = _part(work, number, "npy")
     with path.with_suffix(".tmp").open("wb") as file:
         np.save(file, np.concatenate(kept))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
     # The list of documents comes last: its presence says that the part is complete.
     _write_json(_part(work, number, "json"), {"texts": len(texts), "documents": entries})
 
@@ -239,4 +238,4 @@ def _part(work: Path, number: int, suffix: str) -> Path:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, ensure_ascii=False))
-    os.replace(temporary, path)
+    temporary.replace(path)
