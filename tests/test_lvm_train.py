@@ -15,7 +15,7 @@ import torch
 
 from brain.errors import ConfigError
 from sidecars.lvm_network import LvmNetwork
-from trainers.lvm import batches, losses, measure, recipes, train_cli
+from trainers.lvm import batches, compare, losses, measure, recipes, train_cli
 
 DIM = 32
 
@@ -226,7 +226,22 @@ def test_the_shipped_recipes_are_valid():
     assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles"}
     p4 = recipes.load(folder / "p4.toml")
     assert [p4.terms(e, {})["roll"] for e in (1, 3, 4, 6, 7, 20)] == [0, 0, 0.05, 0.05, 0.1, 0.1]
-        0.1
-    ] * 3
     assert [p4.terms(e, {})["direction"] for e in (5, 6)] == [0, 0.002]
     assert [p4.terms(e, {})["future"] for e in (9, 10)] == [0, 0.002]
+
+
+def test_compare_puts_architectures_seeds_and_other_runs_into_one_table(tmp_path, recipe, capsys):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    path.write_text('kind = "guarded"\nepochs = 1\nbatch = 64\n')
+    train_cli.run(options(recipe, store, tmp_path / "ours"))
+    both = ["--architecture", "amn", "--architecture", "gru", "--seeds", "2"]
+    more = ["--with", str(tmp_path / "ours/metrics.json")]
+    compare.run(options(path, store, tmp_path / "all", *both, *more))
+    rows = json.loads((tmp_path / "all/compare.json").read_text())
+    assert {row["name"]: row["seeds"] for row in rows} == {"amn": 2, "gru": 2, "small": 1}
+    mrr = [row["mrr"]["mean"] for row in rows]
+    assert mrr == sorted(mrr, reverse=True)
+    table = (tmp_path / "all/compare.md").read_text()
+    assert "copy-last" in table and "ridge" in table
+    with pytest.raises(ConfigError, match="kind 'guarded'"):
+        compare.run(options(recipe, store, tmp_path / "all"))
