@@ -12,7 +12,8 @@ import torch
 
 from sidecars.lvm_network import LvmNetwork
 from trainers.lvm.export import LIMIT, export
-from trainers.lvm.networks import TwoHeads, unit
+from trainers.lvm.networks import TwoHeads, count_parameters, unit
+from trainers.lvm.predictors import build
 from trainers.lvm.recipes import RANK_SHAPE, VECTOR_SHAPE
 
 
@@ -47,3 +48,14 @@ def test_the_rank_head_starts_as_the_mean_of_the_context():
         scores = net.rank(context, bank)
     mean = unit(context.mean(1)) @ bank.T * 20
     assert torch.corrcoef(torch.stack([scores.flatten(), mean.flatten()]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("amn", 1.5), ("lstm", 5.1), ("gru", 7.1), ("transformer", 17.9)]
+)
+def test_architectures_have_their_sizes_and_one_interface(name, millions):
+    net = build(name, 768, causal=True, residual=0.5)
+    assert count_parameters(net) == pytest.approx(millions * 1e6, rel=0.02)
+    small = build(name, 24)(unit(torch.randn(3, 5, 24)))
+    assert small.shape == (3, 24)
+    assert torch.allclose(small.norm(dim=-1), torch.ones(3), atol=1e-5)

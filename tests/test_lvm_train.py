@@ -15,7 +15,7 @@ import torch
 
 from brain.errors import ConfigError
 from sidecars.lvm_network import LvmNetwork
-from trainers.lvm import batches, losses, measure, train_cli
+from trainers.lvm import batches, compare, losses, measure, recipes, train_cli
 
 DIM = 32
 
@@ -157,3 +157,91 @@ def test_an_unknown_recipe_key_is_named(tmp_path, recipe):
     recipe.write_text("epoch = 3\n" + RECIPE)
     with pytest.raises(ConfigError, match="epoch"):
         train_cli.run(options(recipe, tmp_path, tmp_path / "out"))
+
+
+GUARDED = """
+name = "g"
+kind = "guarded"
+architecture = "amn"
+epochs = 4
+batch = 32
+context_dropout = 0.05
+[[stage]]
+from = 2
+roll = 0.1
+direction = 0.002
+adaptive = 1
+future = 0.002
+[[tripwire]]
+epoch = 1
+metric = "cosine"
+below = 2.0
+set = { horizon = 4 }
+"""
+
+
+def test_a_guarded_run_trips_resumes_and_is_deterministic(tmp_path):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    path.write_text(GUARDED)
+    train_cli.run(options(path, store, tmp_path / "a"))
+    train_cli.run(options(path, store, tmp_path / "b", "--epochs", "2"))
+    train_cli.run(options(path, store, tmp_path / "b", "--resume"))
+    a, b = ((tmp_path / n / "model.safetensors").read_bytes() for n in "ab")
+    assert a == b
+    rows = [json.loads(r) for r in (tmp_path / "b/log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4]
+    assert rows[0]["events"] and rows[1]["terms"]["horizon"] == 4
+    assert rows[0]["terms"]["roll"] == 0 and rows[1]["terms"]["roll"] == 0.1
+
+
+def test_a_regression_rolls_back_to_the_best_epoch(tmp_path):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    text = GUARDED.replace("epochs = 4", "epochs = 3\nlr = 0.01\nrollback_cosine = -1.0")
+    path.write_text(text)
+    train_cli.run(options(path, store, tmp_path / "a"))
+    rows = [json.loads(r) for r in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert any("rolled back to epoch 1" in event for event in rows[1]["events"])
+    assert json.loads((tmp_path / "a/metrics.json").read_text())["epochs"]["vector"] == 1
+
+
+def test_rollout_meets_the_true_future_and_sends_gradients_through_every_step():
+    torch.manual_seed(0)
+    net = torch.nn.Linear(5 * DIM, DIM)
+
+    def predictor(window):
+        return torch.nn.functional.normalize(net(window.flatten(1)), dim=-1)
+
+    context = torch.randn(6, 5, DIM)
+    first = predictor(context).detach().requires_grad_()
+    future, known = torch.randn(6, 3, DIM), torch.ones(6, 3, dtype=torch.bool)
+    losses.rollout_loss(predictor, context, first, future, known, 3).backward()
+    assert first.grad.abs().sum() > 0 and net.weight.grad.abs().sum() > 0
+    known[:] = False
+    assert losses.rollout_loss(predictor, context, first, future, known, 3).item() == 0
+
+
+def test_the_shipped_recipes_are_valid():
+    folder = Path(__file__).parents[1] / "config/lvm"
+    names = {recipes.load(path).name for path in folder.glob("*.toml")}
+    assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles"}
+    p4 = recipes.load(folder / "p4.toml")
+    assert [p4.terms(e, {})["roll"] for e in (1, 3, 4, 6, 7, 20)] == [0, 0, 0.05, 0.05, 0.1, 0.1]
+    assert [p4.terms(e, {})["direction"] for e in (5, 6)] == [0, 0.002]
+    assert [p4.terms(e, {})["future"] for e in (9, 10)] == [0, 0.002]
+
+
+def test_compare_puts_architectures_seeds_and_other_runs_into_one_table(tmp_path, recipe, capsys):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    path.write_text('kind = "guarded"\nepochs = 1\nbatch = 64\n')
+    train_cli.run(options(recipe, store, tmp_path / "ours"))
+    both = ["--architecture", "amn", "--architecture", "gru", "--seeds", "2"]
+    more = ["--with", str(tmp_path / "ours/metrics.json")]
+    compare.run(options(path, store, tmp_path / "all", *both, *more))
+    rows = json.loads((tmp_path / "all/compare.json").read_text())
+    assert {row["name"]: row["seeds"] for row in rows} == {"amn": 2, "gru": 2, "small": 1}
+    mrr = [row["mrr"]["mean"] for row in rows]
+    assert mrr == sorted(mrr, reverse=True)
+    table = (tmp_path / "all/compare.md").read_text()
+    assert "copy-last" in table and "ridge" in table
+    with pytest.raises(ConfigError, match="kind 'guarded'"):
+        compare.run(options(recipe, store, tmp_path / "all"))

@@ -149,11 +149,11 @@ class RankHead(Trunk):
         summary = F.dropout(tokens.mean(1), self.dropout, self.training)
         hidden = F.dropout(gelu(self.cand_in(candidates)), self.dropout, self.training)
         moved = unit(candidates + self.cand_out(hidden))
-        left = self.left(context).view(batch, CONTEXT, heads, rank).transpose(1, 2)
+        # One product per head over all windows: broadcasting would copy the bank for each window.
+        left = self.left(context).view(batch * CONTEXT, heads, rank).transpose(0, 1)
         right = self.right(candidates).view(count, heads, rank).permute(1, 2, 0)
-        features = torch.cat(
-            [query @ moved.T, context @ candidates.T, (left @ right).flatten(1, 2)], 1
-        )
+        bilinear = (left @ right).view(heads, batch, CONTEXT, count)
+        features = torch.cat([query @ moved.T, context @ candidates.T, *bilinear], 1)
         weights = self.weight + self.gate(summary)
         score = self.log_scale.exp() * (weights[:, None] @ features)[:, 0].float()
         score = score + self.cand_bias(hidden)[:, 0].float()

@@ -77,3 +77,95 @@ def two_heads(values: dict[str, Any], path: Path) -> Recipe:
         if part["hidden"] % part["heads"]:
             raise ConfigError(f"{path}: hidden must be a multiple of heads")
     return recipe
+
+
+@dataclass
+class Tripwire:
+    """After ``epoch``: if ``metric`` is under ``below``, ``set`` these terms from then on."""
+
+    epoch: int
+    metric: str
+    below: float
+    set: dict[str, float]
+
+
+TERMS: dict[str, float] = {
+    "mse": 1.0,
+    "roll": 0.0,
+    "horizon": 3,
+    "direction": 0.0,
+    "adaptive": 0,
+    "future": 0.0,
+}
+
+
+@dataclass
+class Guarded:
+    """A recipe of the earlier line: one vector, MSE and weighted guards in stages.
+
+    ``stage`` entries set terms from an epoch on; tripwires override stages for good. After an
+    epoch whose cosine or margin is under the best epoch's by more than ``rollback_*`` the best
+    weights come back and the rate is halved.
+    """
+
+    name: str
+    kind: str = "guarded"
+    architecture: str = "gru"
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    context_dropout: float = 0.0
+    temporal: bool = True
+    causal: bool = False
+    residual: float = 0.0
+    direction_margin: float = 0.01
+    future_margin: float = 0.008
+    rollback_cosine: float = 0.03
+    rollback_margin: float = 0.10
+    full_check_every: int = 1
+    seed: int = 0
+    stage: list[dict[str, float]] = field(default_factory=list)
+    tripwire: list[Tripwire] = field(default_factory=list)
+
+    def terms(self, epoch: int, overrides: dict[str, float]) -> dict[str, float]:
+        """The weights that hold in this epoch (the first is 1)."""
+        terms = dict(TERMS)
+        for stage in self.stage:
+            if epoch >= stage["from"]:
+                terms.update({k: v for k, v in stage.items() if k != "from"})
+        return terms | overrides
+
+
+def guarded(values: dict[str, Any], path: Path) -> Guarded:
+    """A checked recipe of kind ``guarded``."""
+    known = {f.name for f in fields(Guarded)}
+    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    for stage in values.get("stage", []):
+        problems += [f"{path}: unknown term {k!r}" for k in stage if k not in TERMS | {"from": 1}]
+        if "from" not in stage:
+            problems.append(f"{path}: a stage lacks 'from'")
+    wires = []
+    for wire in values.get("tripwire", []):
+        try:
+            wires.append(Tripwire(**wire))
+        except TypeError as error:
+            problems.append(f"{path}: tripwire: {error}")
+            continue
+        problems += [f"{path}: unknown term {k!r}" for k in wires[-1].set if k not in TERMS]
+        if wires[-1].metric not in ("cosine", "margin"):
+            problems.append(f"{path}: a tripwire watches cosine or margin")
+    if problems:
+        raise ConfigError(*problems)
+    return Guarded(**({"name": path.stem} | values | {"tripwire": wires}))
+
+
+def load(path: Path) -> Recipe | Guarded:
+    """The recipe of a file, by its ``kind``."""
+    values = read_toml(path)
+    if values.get("kind", "two-heads") == "two-heads":
+        return two_heads(values, path)
+    if values["kind"] == "guarded":
+        return guarded(values, path)
+    raise ConfigError(f"{path}: kind must be 'two-heads' or 'guarded', not {values['kind']!r}")

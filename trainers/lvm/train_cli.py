@@ -36,26 +36,33 @@ def run(argv: list[str] | None = None) -> None:
     """Parse, train, print the table."""
     options = parser().parse_args(argv)
     try:
-        from trainers.lvm import train
+        from trainers.lvm import guarded, train
         from trainers.lvm.batches import load_corpus
-        from trainers.lvm.recipes import read_toml, two_heads
+        from trainers.lvm.recipes import Guarded, load
+        from trainers.lvm.report import print_report
     except ImportError as error:
         raise ConfigError(f"training needs the 'train' extra: {error}") from error
-    recipe = two_heads(read_toml(options.recipe), options.recipe)
+    recipe = load(options.recipe)
     if options.epochs is not None:
         recipe.epochs = options.epochs
     if options.seed is not None:
         recipe.seed = options.seed
-    corpus = load_corpus(options.store, options.train_split, options.device, recipe.share)
+    share = None if isinstance(recipe, Guarded) else recipe.share
+    corpus = load_corpus(options.store, options.train_split, options.device, share)
     valid = load_corpus(
         options.valid_store or options.store[:1], options.valid_split, options.device
     )
     if valid.encoder != corpus.encoder:
         raise ConfigError("training and validation vectors come from different encoders")
-    metrics = train.train(
-        recipe, corpus, valid, options.out, minutes=options.minutes, resume=options.resume
-    )
-    train.print_report(metrics)
+    if isinstance(recipe, Guarded):
+        if options.minutes is not None:
+            raise ConfigError("--minutes is for two-heads recipes; this one counts epochs")
+        metrics = guarded.train(recipe, corpus, valid, options.out, resume=options.resume)
+    else:
+        metrics = train.train(
+            recipe, corpus, valid, options.out, minutes=options.minutes, resume=options.resume
+        )
+    print_report(metrics)
 
 
 def main(argv: list[str] | None = None) -> None:
