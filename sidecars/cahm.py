@@ -1,0 +1,196 @@
+"""The ``cahm`` sidecar: ``POST /v1/affect`` and ``/v1/affect/batch`` on an ONNX head, no PyTorch.
+
+Scores leave at once; why they are what they are is computed afterwards, when nothing waits, and is
+kept for ``GET /v1/affect/reasoning/{turn_id}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from aiohttp import web
+from pydantic import Field, StringConstraints
+
+from brain.errors import ConfigError
+from brain.schema import MAX_REASONING_CHARS, MAX_TEXT_CHARS, WireFrame, check_text
+from sidecars.affect_head import AffectHead, Message, Scores
+from sidecars.batching import MicroBatcher, Shed
+from sidecars.guard import Problem, Timed, context_of, json_response, read_body
+from sidecars.launch import main
+from sidecars.service import ModelInfo, Progress, Service
+
+WEIGHTS = Path(__file__).parent / "weights" / "cahm"
+MAX_BATCH_ITEMS = 256
+KEPT_REASONS = 256
+IDLE_POLL_S = 0.005
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
+
+
+class AffectItem(WireFrame):
+    """One message of a request."""
+
+    text: Text
+    context: Annotated[tuple[Text, ...], Field(max_length=2)] = ()
+
+    def message(self) -> Message:
+        """Checked: raises InputError for empty text and control characters."""
+        return Message(check_text(self.text), tuple(c for c in self.context if c.strip()))
+
+
+class AffectRequest(AffectItem, Timed):
+    """``POST /v1/affect``."""
+
+
+class BatchRequest(Timed):
+    """``POST /v1/affect/batch``."""
+
+    items: Annotated[tuple[AffectItem, ...], Field(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
+class CahmService(Service):
+    """One head, one worker thread; concurrent requests share its batches."""
+
+    name: ClassVar[str] = "cahm"
+    default_port: ClassVar[int] = 8082
+    description: ClassVar[str] = "Score messages on valence, intimacy and tension."
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._head: AffectHead
+        self._batcher: MicroBatcher[Message, Scores] | None = None
+        self._wanted: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(KEPT_REASONS)
+        self._reasons: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
+        self._reasoner: asyncio.Task[None] | None = None
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--model", type=Path, default=WEIGHTS, help="a model folder")
+        parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
+        parser.add_argument("--max-queue", type=int, default=512, help="messages that may wait")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Self:
+        limits = {"threads": (1, 64), "max_queue": (MAX_BATCH_ITEMS, 100_000)}
+        wrong = [
+            f"--{key.replace('_', '-')} must be {low} to {high} (got {value})"
+            for key, (low, high) in limits.items()
+            if not low <= (value := getattr(args, key)) <= high
+        ]
+        if wrong:
+            raise ConfigError(*wrong)
+        return cls(args)
+
+    def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
+        progress("loading the affect head")
+        self._head = AffectHead.load(self._args.model, threads=self._args.threads)
+        # The first inference plans its memory: better now than in somebody's turn.
+        self._head.score([Message("warm start", ("before",))])
+        return ModelInfo(self._head.name, self._head.sha256)
+
+    async def start(self) -> None:
+        self._batcher = MicroBatcher(
+            self._head.score, name="cahm", max_batch=32, max_queue=self._args.max_queue
+        )
+        self._inference = self.metrics.histogram(
+            "limbic_cahm_seconds", "From a request's arrival to its scores"
+        )
+        self._reasoner = asyncio.create_task(self._reason())
+
+    async def close(self) -> None:
+        if self._reasoner is not None:
+            self._reasoner.cancel()
+            await asyncio.wait([self._reasoner])
+        if self._batcher is not None:
+            await self._batcher.close()
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return [
+            web.post("/v1/affect", self._affect),
+            web.post("/v1/affect/batch", self._batch),
+            web.get("/v1/affect/reasoning/{turn_id}", self._reasoning),
+        ]
+
+    def queue_length(self) -> int:
+        return self._batcher.queue_length if self._batcher else 0
+
+    async def _affect(self, request: web.Request) -> web.Response:
+        arrived = time.monotonic()
+        body = await read_body(request, AffectRequest)
+        context = context_of(request, body)
+        message = body.message()
+        scores = (await self._score([message], context.deadline))[0]
+        if context.turn_id:
+            self._want_reason(context.turn_id, message)
+        return json_response(self._answer(scores, arrived))
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        arrived = time.monotonic()
+        body = await read_body(request, BatchRequest)
+        messages = [item.message() for item in body.items]
+        found = await self._score(messages, context_of(request, body).deadline)
+        return json_response({"items": [self._answer(scores, arrived) for scores in found]})
+
+    async def _reasoning(self, request: web.Request) -> web.Response:
+        turn_id = request.match_info["turn_id"]
+        found = self._reasons.get(turn_id)
+        if found is None:
+            raise Problem(404, "unknown_turn", "no message of that turn was scored lately")
+        return json_response({"turn_id": turn_id, "reasoning": await asyncio.shield(found)})
+
+    async def _score(self, messages: Sequence[Message], deadline: float | None) -> Sequence[Scores]:
+        assert self._batcher is not None
+        try:
+            if len(messages) == 1:
+                return [await self._batcher.submit(messages[0], deadline=deadline)]
+            return await self._batcher.submit_many(messages, deadline=deadline)
+        except* Shed as shed:
+            raise shed.exceptions[0] from None
+        except* ArithmeticError as error:
+            raise Problem(500, "not_finite", str(error.exceptions[0])) from None
+
+    def _answer(self, scores: Scores, arrived: float) -> dict[str, Any]:
+        seconds = time.monotonic() - arrived
+        self._inference.observe(seconds)
+        return {
+            "valence": scores.valence, "intimacy": scores.intimacy, "tension": scores.tension,
+            "confidence": scores.confidence, "tags": scores.tags, "reasoning": "",
+            "latency_ms": seconds * 1000, "model": self._head.name,
+        }  # fmt: skip
+
+    def _want_reason(self, turn_id: str, message: Message) -> None:
+        """Queue a reason unless too many wait: scores matter more than why."""
+        if self._wanted.full():
+            return
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reasons[turn_id] = future
+        self._reasons.move_to_end(turn_id)
+        while len(self._reasons) > KEPT_REASONS:
+            self._reasons.popitem(last=False)[1].cancel()
+        self._wanted.put_nowait((turn_id, message))
+
+    async def _reason(self) -> None:
+        """Explain messages one at a time, when no message waits for its scores."""
+        while True:
+            turn_id, message = await self._wanted.get()
+            while self.queue_length():  # noqa: ASYNC110 - the queue has no event for "empty"
+                await asyncio.sleep(IDLE_POLL_S)
+            future = self._reasons.get(turn_id)
+            if future is None or future.done():
+                continue
+            try:
+                text = await asyncio.to_thread(self._head.reason, message)
+            except Exception as error:  # a missing reason must not end the reasons of others
+                text = f"no reason: {error}"
+            if not future.done():
+                future.set_result(text[:MAX_REASONING_CHARS])
+
+
+if __name__ == "__main__":
+    sys.exit(main(CahmService))
