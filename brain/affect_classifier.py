@@ -1,6 +1,7 @@
 """Client of the affect head (CAHM): what one message feels like.
 
-Contract: ``POST /v1/affect {text, context?[≤2], turn_id, deadline_ms}`` → ``brain.schema.Affect``.
+Contract: ``POST /v1/affect {text, context?[≤2], turn_id, deadline_ms}`` → ``brain.schema.Affect``;
+``POST /v1/affect/reasoning {turn_id, deadline_ms}`` → ``{reasoning}``, once the head has worked it out.
 Values outside it are refused, never clamped.
 """
 
@@ -14,7 +15,7 @@ from brain.breaker import CircuitBreaker
 from brain.clock import Clock
 from brain.events import Emit, EndpointSource
 from brain.remote import post_json
-from brain.schema import Affect, parse_wire
+from brain.schema import Affect, Reasoning, parse_wire
 
 REMOTE = "cahm"
 MAX_CONTEXT = 2
@@ -74,3 +75,25 @@ class AffectClassifier:
         finally:
             elapsed_ms = (self._clock.monotonic() - started) * 1000
             self._emit("affect_call", turn_id=turn_id, outcome=outcome, elapsed_ms=elapsed_ms)
+
+    async def reasoning(self, *, turn_id: str, deadline_ms: int) -> str:
+        """Why the message of ``turn_id`` was scored as it was, in a sentence.
+
+        Not behind the breaker: a head that gives no reasons still gives scores.
+
+        Raises:
+            RemoteError: as ``score``; ``RemoteRejected`` where the head does not know the turn.
+            SidecarError: it is not running.
+        """
+        body = await post_json(
+            self._http,
+            self._endpoint,
+            "/v1/affect/reasoning",
+            {},
+            remote=REMOTE,
+            clock=self._clock,
+            turn_id=turn_id,
+            deadline_ms=deadline_ms,
+            max_bytes=MAX_ANSWER_BYTES,
+        )
+        return parse_wire(Reasoning, body, remote=REMOTE).reasoning

@@ -347,20 +347,32 @@ class _LiveTurn:
         """Idle work after a commit: real token counts, trimming, prefill, anticipation."""
         p, session, turn = self.p, self.session, self.turn
         try:
-            await self._count_and_trim()
+            # First what the next turn needs, however soon it comes; it costs a few milliseconds.
             if p.foresight is not None and session.foresight.vectors:
                 session.foresight = await p.foresight.anticipate(
                     session.foresight,
                     turn_id=turn.turn_id,
                     deadline_ms=p.settings.blend.hard_deadline_ms,
                 )
+            await self._count_and_trim()
             await p.llm.prefill(
                 prompt.head(session.persona, session.history),
                 turn_id=turn.turn_id,
                 deadline_ms=PREFILL_DEADLINE_MS,
             )
+            await self._ask_why()
         except LimbicError as error:
             p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
+
+    async def _ask_why(self) -> None:
+        """Fetch why the message was scored as it was; last, since nothing waits for it."""
+        p, turn = self.p, self.turn
+        if p.classifier is None or turn.affect is None or turn.affect.reasoning:
+            return
+        reasoning = await p.classifier.reasoning(
+            turn_id=turn.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
+        )
+        p.telemetry.reasoning(turn.session_id, turn.turn_id, reasoning)
 
     async def _count_and_trim(self) -> None:
         p, session = self.p, self.session

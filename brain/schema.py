@@ -68,6 +68,12 @@ class Affect(WireFrame):
     model: Annotated[str, StringConstraints(max_length=256)] = ""
 
 
+class Reasoning(WireFrame):
+    """Why the affect head scored a message as it did (``POST /v1/affect/reasoning``)."""
+
+    reasoning: Annotated[str, StringConstraints(max_length=MAX_REASONING_CHARS)]
+
+
 class Prediction(WireFrame):
     """LVM's answer (``POST /infer``): the vector it expects for the next message."""
 

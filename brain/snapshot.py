@@ -89,6 +89,14 @@ class Snapshot:
             if item["turn_id"] == turn_id:
                 item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
 
+    def note_reasoning(self, turn_id: str, reasoning: str) -> None:
+        """Why a message was scored as it was; it comes after the scores."""
+        if self._last_affect is not None and self._last_affect["turn_id"] == turn_id:
+            self._last_affect["reasoning"] = reasoning
+        for item in self._recent:
+            if item["turn_id"] == turn_id:
+                item["reasoning"] = reasoning
+
     def note_side(self, name: str, outcome: str, latency_ms: float) -> None:
         """What became of one side model's answer; called once for each question."""
         if name in self._sides:

@@ -129,6 +129,15 @@ class Telemetry:
             {"turn_id": turn_id, "text": text, "late": late, "affect": affect},
         )
 
+    def reasoning(self, session_id: str, turn_id: str, reasoning: str) -> None:
+        """Why a message was scored as it was. The words it quotes are the user's, so the log keeps
+        it only where it keeps their text."""
+        self.stats.note_reasoning(turn_id, reasoning)
+        if self.log_text:
+            fields = {"session_id": session_id, "turn_id": turn_id, "reasoning": reasoning}
+            self._put("affect_head_raw.jsonl", {"event": "affect_reasoning", **fields})
+            self._put("affect_head_readable.log", fields)
+
     def snapshot(
         self, *, sidecars: Mapping[str, Any], hormones: Mapping[str, float], breaker: str
     ) -> dict[str, Any]:
@@ -200,6 +209,9 @@ class Telemetry:
         return rendered
 
     def _readable(self, fields: dict[str, Any]) -> bytes:
+        if "affect" not in fields:
+            why = f"{fields['time']} {fields['turn_id'][:12]} why: {scrub(fields['reasoning'])!r}"
+            return why.encode("utf-8", "replace")
         a: Affect = fields["affect"]
         words = fields["text"] if self.log_text else f"({len(fields['text'])} characters)"
         late = " LATE" if fields["late"] else ""

@@ -1,7 +1,7 @@
 """The ``cahm`` sidecar: ``POST /v1/affect`` and ``/v1/affect/batch`` on an ONNX head, no PyTorch.
 
 Scores leave at once; why they are what they are is computed afterwards, when nothing waits, and is
-kept for ``GET /v1/affect/reasoning/{turn_id}``.
+kept for ``POST /v1/affect/reasoning {turn_id}``.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class CahmService(Service):
         return [
             web.post("/v1/affect", self._affect),
             web.post("/v1/affect/batch", self._batch),
-            web.get("/v1/affect/reasoning/{turn_id}", self._reasoning),
+            web.post("/v1/affect/reasoning", self._reasoning),
         ]
 
     def queue_length(self) -> int:
@@ -138,7 +138,7 @@ class CahmService(Service):
         return json_response({"items": [self._answer(scores, arrived) for scores in found]})
 
     async def _reasoning(self, request: web.Request) -> web.Response:
-        turn_id = request.match_info["turn_id"]
+        turn_id = context_of(request, await read_body(request, Timed)).turn_id or ""
         found = self._reasons.get(turn_id)
         if found is None:
             raise Problem(404, "unknown_turn", "no message of that turn was scored lately")

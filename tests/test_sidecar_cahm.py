@@ -97,9 +97,9 @@ async def test_reasons_come_after_the_scores_and_name_the_word() -> None:
         body = {"text": "well I hate it", "turn_id": "t7"}
         async with http.post(f"{url}/v1/affect", json=body) as answer:
             assert (await answer.json())["reasoning"] == ""
-        async with http.get(f"{url}/v1/affect/reasoning/t7") as answer:
+        async with http.post(f"{url}/v1/affect/reasoning", json={"turn_id": "t7"}) as answer:
             reasoning = (await answer.json())["reasoning"]
-        async with http.get(f"{url}/v1/affect/reasoning/other") as answer:
+        async with http.post(f"{url}/v1/affect/reasoning", json={"turn_id": "x"}) as answer:
             assert answer.status == 404
     assert "valence: “hate” -0.50" in reasoning
     assert "intimacy" not in reasoning

@@ -113,12 +113,12 @@ def calibration(data: Prepared, out: dict[str, Array], curve: dict[str, float]) 
 
 
 def tag_thresholds(data: Prepared, out: dict[str, Array]) -> list[float]:
-    """Best F1 on dev; for safety_edge the highest threshold that still finds 90 %."""
+    """Best F1 on dev; for safety_edge the highest threshold that still finds three of four."""
     rows = data.rows("dev", "llm_label")
     found = measure.best_thresholds(out["tags"][rows], data.tags[rows])
     edge = TAGS.index("safety_edge")
     positive = out["tags"][rows, edge][data.tags[rows, edge] == 1]
-    found[edge] = min(found[edge], float(np.quantile(positive, 0.1)))
+    found[edge] = min(found[edge], float(np.quantile(positive, 0.25)))
     return [round(float(t), 4) for t in found]
 
 

@@ -1,0 +1,133 @@
+"""The lvm sidecar on the shipped encoder and dialogue model: contract, padding, bad input."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+import pytest
+
+from brain.errors import EXIT_CONFIG, ConfigError
+from brain.schema import Embeddings, Prediction, parse_wire
+from sidecars.launch import _parser
+from sidecars.lvm import WEIGHTS, LvmService
+from sidecars.lvm_network import LvmNetwork
+from sidecars.onnx_text import TextModel
+from sidecars.serve import ServeOptions, SidecarServer
+
+pytestmark = pytest.mark.model
+DIM = 384
+
+
+def service(*options: str) -> LvmService:
+    return LvmService.from_args(_parser(LvmService).parse_args(list(options)))
+
+
+@asynccontextmanager
+async def served(*options: str) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
+    async with (
+        SidecarServer(service(*options), ServeOptions(port=0)) as server,
+        aiohttp.ClientSession() as http,
+    ):
+        yield http, server.url
+
+
+async def post(http: aiohttp.ClientSession, url: str, body: Any) -> tuple[int, bytes]:
+    async with http.post(url, json=body) as answer:
+        return answer.status, await answer.read()
+
+
+async def test_it_encodes_continues_and_ranks() -> None:
+    texts = ["I adopted a kitten", "so sweet! what is its name?", "Miso, she is black"]
+    async with served() as (http, url):
+        _, body = await post(http, f"{url}/encode", {"texts": texts})
+        found = parse_wire(Embeddings, body, remote="lvm")
+        assert found.shape == (3, DIM)
+        vectors = [list(v) for v in found.embeddings]
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-3)
+        _, body = await post(http, f"{url}/infer", {"context_vectors": vectors})
+        short = parse_wire(Prediction, body, remote="lvm").predicted_vector
+        padded = [vectors[0], vectors[0], *vectors]
+        _, body = await post(http, f"{url}/infer", {"context_vectors": [padded, padded]})
+        both = orjson.loads(body)["predicted_vector"]
+        assert np.allclose(both, [short, short], atol=1e-5)
+        likely = ["is Miso a calm cat?", "the tax form is due on Monday"]
+        _, body = await post(http, f"{url}/encode", {"texts": likely})
+        candidates = orjson.loads(body)["embeddings"]
+        _, body = await post(
+            http, f"{url}/rank", {"context_vectors": vectors, "candidates": candidates}
+        )
+        scores = orjson.loads(body)["scores"]
+    assert scores[0] > scores[1]
+
+
+async def test_chat_says_what_it_expects_and_how_long_each_step_took() -> None:
+    async with served() as (http, url):
+        messages = ["hello", {"role": "user", "content": "my train is late"}]
+        status, body = await post(http, f"{url}/chat", {"messages": messages})
+    answer = orjson.loads(body)
+    assert status == 200
+    assert len(answer["predicted_vector"]) == DIM
+    assert answer["text"] is None
+    assert set(answer["latency_ms"]) == {"encode", "infer", "total"}
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("infer", {"context_vectors": []}),
+        ("infer", {"context_vectors": [[0.1] * 7] * 5}),
+        ("infer", {"context_vectors": [[0.1] * DIM] * 6}),
+        ("infer", {"context_vectors": [[0.0] * DIM] * 5}),
+        ("infer", {"context_vectors": [[0.1] * DIM, [0.1]]}),
+        ("infer", {"context_vectors": [["a"] * DIM]}),
+        ("infer", {"context_vectors": [[None] * DIM]}),
+        ("rank", {"context_vectors": [[0.1] * DIM], "candidates": []}),
+        ("rank", {"context_vectors": [[0.1] * DIM], "candidates": [[0.1] * 3]}),
+        ("encode", {"texts": []}),
+        ("chat", {"messages": ["a"] * 6}),
+    ],
+)
+async def test_bad_input_is_a_400_with_a_reason(route: str, body: dict[str, Any]) -> None:
+    async with served() as (http, url):
+        status, answer = await post(http, f"{url}/{route}", body)
+    assert status == 400
+    assert orjson.loads(answer)["error"]["message"]
+
+
+async def test_without_a_predictor_it_encodes_and_says_so(tmp_path: Path) -> None:
+    async with served("--model", str(tmp_path / "none")) as (http, url):
+        assert (await post(http, f"{url}/encode", {"texts": ["a"]}))[0] == 200
+        status, body = await post(http, f"{url}/infer", {"context_vectors": [[0.1] * DIM]})
+    assert status == 503
+    assert orjson.loads(body)["error"]["code"] == "no_model"
+
+
+def test_a_predictor_made_for_another_encoder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "lvm_dialogue", folder)
+    manifest = orjson.loads((folder / "manifest.json").read_bytes())
+    manifest["encoder_sha256"] = "0" * 64
+    (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
+    with pytest.raises(ConfigError, match="another encoder") as caught:
+        service("--model", str(folder)).load(lambda _: None, lambda: False)
+    assert caught.value.exit_code == EXIT_CONFIG
+
+
+def test_the_shipped_model_fits_the_shipped_encoder() -> None:
+    network = LvmNetwork.load(WEIGHTS / "lvm_dialogue")
+    assert network.manifest["encoder_sha256"] == TextModel.load(WEIGHTS / "minilm").sha256
+
+
+def test_texts_are_encoded_alike_alone_and_in_company() -> None:
+    model = TextModel.load(WEIGHTS / "minilm")
+    texts = ["short", "a much longer text " * 20, "middle sized, with commas, and so on"]
+    together = model.run(texts)["embedding"]
+    alone = np.concatenate([model.run([text])["embedding"] for text in texts])
+    assert (together * alone).sum(1).min() > 0.999
