@@ -125,3 +125,34 @@ async def test_a_missing_model_is_permanent_and_says_what_to_do(tmp_path: Path) 
         snap = await limbic.snapshot()
     assert status.state == "failed" and status.restarts == 0
     assert snap["status"] == "unready" and "nothing.gguf" in " ".join(snap["problems"])
+
+
+async def test_side_models_read_the_message_and_say_why(tmp_path: Path) -> None:
+    environ = {
+        "LIMBIC__PATHS__DATA": str(tmp_path),
+        "LIMBIC__SIDECARS__CAHM__MODE": "managed",
+        "LIMBIC__SIDECARS__LVM__MODE": "managed",
+        "LIMBIC__BLEND__SOFT_DEADLINE_MS": "20000",
+        "LIMBIC__BLEND__HARD_DEADLINE_MS": "30000",
+    }
+    async with Limbic.open(load_settings(None, environ=environ)) as limbic:
+        for name in ("cahm", "lvm"):
+            await limbic.supervisor.wait_ready(name, 60)
+        session = limbic.session("alice")
+        for text in (
+            "You lied to my face again, after everything we promised each other!",
+            "haha ok who let the raccoon load the dishwasher this time :)",
+        ):
+            turn = session.say(text)
+            await turn
+            opened = await session.open()
+            while opened.background:
+                await asyncio.wait(list(opened.background))
+            assert turn.affect is not None
+            if text.startswith("You"):
+                angry = turn.affect
+        assert angry.valence < 0 < angry.intimacy and angry.tension > 0.2
+        assert turn.affect.valence > angry.valence and turn.affect.tension < angry.tension
+        assert opened.foresight.predicted is not None
+        recent = (await limbic.snapshot())["recent"]
+        assert "valence" in recent[0]["reasoning"] or "tension" in recent[0]["reasoning"]
