@@ -1,7 +1,7 @@
 """Client of the affect head (CAHM): what one message feels like.
 
 Contract: ``POST /v1/affect {text, context?[≤2], turn_id, deadline_ms}`` → ``brain.schema.Affect``;
-``POST /v1/affect/reasoning {turn_id, deadline_ms}`` → ``{reasoning}``, once the head has worked it out.
+``POST /v1/affect/reasoning {turn_id, deadline_ms}`` → ``{reasoning}``, once it is worked out.
 Values outside it are refused, never clamped.
 """
 

@@ -132,7 +132,7 @@ async def test_side_models_read_the_message_and_say_why(tmp_path: Path) -> None:
         "LIMBIC__PATHS__DATA": str(tmp_path),
         "LIMBIC__SIDECARS__CAHM__MODE": "managed",
         "LIMBIC__SIDECARS__LVM__MODE": "managed",
-        "LIMBIC__BLEND__SOFT_DEADLINE_MS": "20000",
+        "LIMBIC__BLEND__SOFT_DEADLINE_MS": "10000",
         "LIMBIC__BLEND__HARD_DEADLINE_MS": "30000",
     }
     async with Limbic.open(load_settings(None, environ=environ)) as limbic:

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sidecar": ("brain.cli.forward", "Run one model server in the foreground."),
     "data": ("brain.cli.forward", "Affect data: from logs and public sets to a training set."),
     "train": ("brain.cli.forward", "Train a next-vector or affect model."),
+    "export": ("brain.cli.forward", "Trained weights to the files that a sidecar serves."),
     "lvm": ("brain.cli.forward", "Next-message vectors: stores, baselines, validation."),
     "label": ("brain.cli.forward", "Label or review rows, in the terminal or the browser."),
 }

@@ -83,3 +83,15 @@ def train_lvm(arguments: tuple[str, ...]) -> None:
 def train_affect(arguments: tuple[str, ...]) -> None:
     """Affect models: see ``trainers.affect.head.train``."""
     run_module("trainers.affect.head.train", list(arguments))
+
+
+@click.group(epilog="Example: limbic export affect --help")
+def export() -> None:
+    """Trained weights to what the sidecars serve; needs the ``train`` extra."""
+
+
+@export.command("affect", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export_affect(arguments: tuple[str, ...]) -> None:
+    """The affect head: see ``trainers.affect.head.export``."""
+    run_module("trainers.affect.head.export", list(arguments))

@@ -22,7 +22,8 @@ MAX_TOKENS = 128
 class Prepared:
     """N rows. ``ids``/``kinds`` are flat, row i at ``starts[i]:starts[i+1]``; targets are float32:
     ``axes`` [N, 3], ``shares`` [N, 3] (weight of each axis), ``tags``, ``emotions``, ``film``,
-    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``labels`` names columns."""
+    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N].
+    """
 
     ids: NDArray[np.uint16]
     kinds: NDArray[np.uint8]

@@ -2,9 +2,9 @@
 
     python -m trainers.affect.head.export --data FILE.npz --head RUN/head.safetensors --out FOLDER
 
-Confidence is fitted here, on held-out rows: a linear map of the message's vector learns the expected
-absolute error (``spread``) on dev, and a logistic curve turns it into the probability that the mean
-error of the three axes is at most ``CLOSE``. The gate: no |r| loses more than .01 by quantisation.
+Confidence is fitted here, on held-out rows: a linear map of the message's vector learns the
+expected absolute error (``spread``) on dev, and a logistic curve turns it into the probability that
+the mean error of the three axes is at most ``CLOSE``. The gate: no |r| loses more than .01.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ DRAWS = 1_000
 
 def pearson(a: Array, b: Array) -> float:
     """r of two vectors; 0 where one does not vary."""
-    if len(a) < 3 or np.std(a) < 1e-9 or np.std(b) < 1e-9:
+    if len(a) < 3 or np.std(a) < 1e-6 or np.std(b) < 1e-6:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 

@@ -1,7 +1,7 @@
 """``python -m trainers.affect.head.train --data FILE.npz --out RUN``: teachers, then one student.
 
-Several teachers differ in their seed alone; the student learns the labels and the teachers' mean, on
-labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
+Several teachers differ in their seed alone; the student learns the labels and the teachers' mean,
+on labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
 Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
 heads alone. A stopped run continues from its last checkpoint when the command is repeated.
 """
@@ -62,8 +62,10 @@ class Sampler:
 
     def __init__(self, data: Prepared, recipe: Recipe, seed: int) -> None:
         self._data, self._seed = data, seed
-        names = {"llm_label": recipe.pool, "emobank": recipe.emobank, "intimacy": recipe.intimacy,
-                 "goemotions": recipe.goemotions, "xed": recipe.xed, "semeval": recipe.semeval}  # fmt: skip
+        names = {
+            "llm_label": recipe.pool, "emobank": recipe.emobank, "intimacy": recipe.intimacy,
+            "goemotions": recipe.goemotions, "xed": recipe.xed, "semeval": recipe.semeval,
+        }  # fmt: skip
         self._parts = [(data.rows("train", name), count) for name, count in names.items()]
         pool = data.rows("train", "llm_label")
         self._pool, weight = pool, data.weight[pool]

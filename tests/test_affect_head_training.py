@@ -1,0 +1,129 @@
+"""The affect head's trainer: masks, gold kept out, figures that can fail, a run that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.affect.head import measure, train
+from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
+from trainers.affect.head.losses import decorrelation, masked_mean
+from trainers.affect.head.network import TAGS
+
+EMOTIONS, FILM, INTENSITY = 28, 9, 5
+
+
+def prepared(per_part: int = 12, **changes: Any) -> Prepared:
+    """A few rows of random tokens in every part; scores follow the first token."""
+    rng = np.random.default_rng(0)
+    parts = [p for p in PARTS for _ in range(per_part)]
+    n = len(parts)
+    lengths = rng.integers(4, 9, n)
+    ids = rng.integers(1000, 3000, int(lengths.sum())).astype(np.uint16)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    axes = rng.uniform(-0.9, 0.9, (n, 3)).astype(np.float32)
+    source = np.zeros(n, np.uint8)
+    for i, part in enumerate(parts):
+        if part in ("train", "dev", "test"):
+            source[i] = (0, 1, 2, 3)[i % 4]
+            if source[i]:
+                axes[i, 0 if source[i] == 2 else 1] = np.nan
+        if part == "unlabelled":
+            source[i], axes[i] = SOURCES.index("chat"), np.nan
+    labels = {
+        "tags": (rng.random((n, len(TAGS))) < 0.3).astype(np.float32),
+        "emotions": (rng.random((n, EMOTIONS)) < 0.2).astype(np.float32),
+        "film": np.full((n, FILM), np.nan, np.float32),
+        "intensity": np.full((n, INTENSITY), np.nan, np.float32),
+    }
+    fields: dict[str, Any] = {
+        "ids": ids, "kinds": np.zeros(len(ids), np.uint8), "starts": starts, "axes": axes,
+        "shares": np.ones((n, 3), np.float32), **labels, "weight": np.ones(n, np.float32),
+        "part": np.asarray([PARTS.index(p) for p in parts], np.uint8), "source": source,
+        "weak": np.zeros(n, bool), "clean_pair": np.arange(n) % 2 == 0,
+        "pair_axis": (np.arange(n) % 3).astype(np.int8), "digest": "synthetic",
+    }  # fmt: skip
+    return Prepared(**{**fields, **changes})
+
+
+def test_what_nobody_measured_changes_no_loss() -> None:
+    values = torch.tensor([1.0, 5.0, 3.0])
+    known = torch.tensor([True, False, True])
+    assert masked_mean(values, known).item() == pytest.approx(2.0)
+    assert masked_mean(values, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+
+
+def test_decorrelation_is_zero_for_independent_axes_and_high_for_copies() -> None:
+    z = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
+    assert decorrelation(z).item() < 0.02
+    copied = torch.stack([z[:, 0], z[:, 0], -z[:, 0]], 1)
+    assert decorrelation(copied).item() == pytest.approx(3.0, abs=0.01)
+    assert torch.isfinite(decorrelation(torch.zeros(8, 3)))
+
+
+def test_a_sampler_draws_training_rows_alone() -> None:
+    data = prepared()
+    sampler = train.Sampler(data, train.Recipe(pool=8, emobank=4, intimacy=4, goemotions=4), 1)
+    allowed = set(data.rows("train").tolist())
+    for step in range(20):
+        assert set(sampler.labelled(step).tolist()) <= allowed
+        assert set(sampler.balanced(step, 16).tolist()) <= allowed
+    assert np.array_equal(sampler.labelled(3), sampler.labelled(3))
+
+
+def test_a_perfect_model_has_perfect_figures_and_a_flat_one_fails() -> None:
+    data = prepared(per_part=60)
+    perfect = np.nan_to_num(data.axes)
+    gold = measure.scored(data, perfect, "gold")
+    assert gold["valence"]["r"] == pytest.approx(1.0)
+    assert measure.minimal_pairs(data, perfect, clean_only=False)["right_direction"] == 1.0
+    flat = np.full_like(perfect, 0.3)
+    assert measure.scored(data, flat, "gold")["valence"]["r"] == 0.0
+    assert measure.scored(data, flat, "gold")["valence"]["sd_ratio"] < 0.01
+    assert measure.minimal_pairs(data, flat, clean_only=False)["right_direction"] == 0.0
+    copied = np.repeat(perfect[:, :1], 3, 1)
+    assert measure.independence(data, copied)["V-T"] == pytest.approx(1.0)
+
+
+def test_thresholds_recover_the_labels_of_separable_scores() -> None:
+    truth = (np.random.default_rng(1).random((200, 4)) < 0.3).astype(np.float32)
+    scores = (0.1 + 0.3 * truth).astype(np.float32)
+    assert measure.macro_f1(scores, truth, measure.best_thresholds(scores, truth)) == 1.0
+    assert measure.macro_f1(scores, truth, np.full(4, 0.9, np.float32)) == 0.0
+
+
+def test_a_batch_is_padded_with_a_mask() -> None:
+    data = prepared()
+    rows = np.array([0, 5, 9])
+    ids, mask, kinds = data.batch(rows)
+    assert ids.shape == mask.shape == kinds.shape
+    for i, row in enumerate(rows):
+        own = data.ids[data.starts[row] : data.starts[row + 1]]
+        assert np.array_equal(ids[i, : len(own)], own)
+        assert mask[i].sum() == len(own) and not ids[i, len(own) :].any()
+
+
+@pytest.mark.model
+def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Path) -> None:
+    data = prepared(per_part=96)
+    file = tmp_path / "set.npz"
+    fields = {k: getattr(data, k) for k in Prepared.__dataclass_fields__}
+    np.savez(file, **{**fields, "digest": np.array(data.digest)})
+    options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
+               "--mode", "frozen", "--teachers", "1", "--steps", "2", "--student-steps", "2",
+               "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",
+               "0", "--semeval", "0", "--chat", "2", "--decorrelation-rows", "4"]  # fmt: skip
+    assert train.main(options) == 0
+    run = tmp_path / "run"
+    first = (run / "head.safetensors").read_bytes()
+    steps = len((run / "log.jsonl").read_text().splitlines())
+    assert {"teacher0.json", "student.json", "recipe.json"} <= {p.name for p in run.iterdir()}
+    assert "gold" in json.loads((run / "student.json").read_text())
+    assert train.main(options) == 0
+    assert (run / "head.safetensors").read_bytes() == first
+    assert len((run / "log.jsonl").read_text().splitlines()) == steps
