@@ -1,4 +1,4 @@
-"""``python -m benchmarks.affect_head``: the affect sidecar over HTTP, beside PyTorch on one machine.
+"""``python -m benchmarks.affect_head``: the affect sidecar over HTTP, beside PyTorch eager.
 
 One message of 30 tokens at a time (p50, p95), batches of 64 (messages a second), resident memory;
 and the float32 network of the same shape in PyTorch eager, called directly. Ratios in one run.

@@ -72,7 +72,7 @@ class CahmService(Service):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--model", type=Path, default=WEIGHTS, help="a model folder")
-        parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
+        parser.add_argument("--threads", type=int, default=2, help="of one inference (default: 2)")
         parser.add_argument("--max-queue", type=int, default=512, help="messages that may wait")
 
     @classmethod
