@@ -15,6 +15,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("brain.cli.chat", "Live chat in the terminal."),
     "serve": ("brain.cli.serve", "Telemetry and health over HTTP."),
+    "monitor": ("brain.cli.monitor", "Watch scores, levels and reasons live."),
     "diagnostics": ("brain.cli.forward", "Check everything that must work."),
     "sidecar": ("brain.cli.forward", "Run one model server in the foreground."),
     "data": ("brain.cli.forward", "Affect data: from logs and public sets to a training set."),

@@ -1,0 +1,218 @@
+"""``limbic monitor``: two sections, redrawn: scores and state above, reasons and events below.
+
+Driven by ``GET /telemetry/snapshot`` of a running ``limbic serve`` and by the tail of the readable
+affect log, either of which may be missing, restart or be rotated while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import click
+import orjson
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from brain.cli.common import config_option, settings_for
+from brain.errors import ConfigError, LimbicError
+from brain.logtail import LogTail
+from brain.redact import printable
+
+READABLE = "affect_head_readable.log"
+KEPT_LINES = 200
+MAX_SNAPSHOT = 4 << 20
+ASK_S = 2.0
+RETRY_MAX_S = 10.0
+CELLS = 20
+# Names of Russell's circumplex (1980), by the signs of valence and tension.
+FEELINGS = {
+    (1, 1): "excited", (1, 0): "pleased", (1, -1): "at ease", (0, 1): "tense", (0, 0): "even",
+    (0, -1): "slack", (-1, 1): "distressed", (-1, 0): "displeased", (-1, -1): "numb",
+}  # fmt: skip
+
+
+@click.command(epilog="Example: limbic monitor --url http://127.0.0.1:8765")
+@config_option
+@click.option("--url", default="http://127.0.0.1:8765", show_default=True, help="A limbic serve.")
+@click.option("--logs", type=click.Path(path_type=Path), help="Log folder. Default: paths.logs.")
+@click.option("--token-env", metavar="NAME", help="Variable that holds the server's token.")
+@click.option("--every", type=click.FloatRange(0.1, 60), default=1.0, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Print one frame and leave; 1 when nobody answers.")
+@click.option("--json", "as_json", is_flag=True, help="With --once: the snapshot as JSON.")
+def monitor(
+    config: Path | None,
+    url: str,
+    logs: Path | None,
+    token_env: str | None,
+    every: float,
+    once: bool,
+    as_json: bool,
+) -> None:
+    """Watch a running brain: scores, levels, latencies; below, why."""
+    if as_json and not once:
+        raise click.UsageError("--json needs --once")
+    token = os.environ.get(token_env, "") if token_env else ""
+    if token_env and not token:
+        raise ConfigError(f"--token-env {token_env}: that variable is not set")
+    folder = logs or settings_for(config).logs_dir
+    watch = Watch(url.rstrip("/"), token, LogTail(folder / READABLE))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(watch.once(as_json) if once else watch.follow(every))
+
+
+class Watch:
+    """What is known of a brain, and how it is drawn."""
+
+    def __init__(self, url: str, token: str, tail: LogTail) -> None:
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._tail = tail
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.snapshot: dict[str, Any] | None = None
+        self.problem = "not asked yet"
+
+    async def once(self, as_json: bool) -> None:
+        """One look. Raises LimbicError when nobody answers."""
+        async with aiohttp.ClientSession() as http:
+            await self.look(http)
+        if self.snapshot is None:
+            raise LimbicError(f"{self.problem}; start one with: limbic serve")
+        if as_json:
+            click.echo(orjson.dumps(self.snapshot).decode())
+        else:
+            Console().print(self.frame(height=40))
+
+    async def follow(self, every: float) -> None:
+        """Look and redraw until Ctrl-C or SIGTERM; a missing brain is asked ever more rarely."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        console = Console()
+        pause, next_ask = every, 0.0
+        async with aiohttp.ClientSession() as http:
+            with Live(console=console, auto_refresh=False, screen=sys.stdout.isatty()) as live:
+                while not stop.is_set():
+                    if loop.time() >= next_ask:
+                        await self.look(http)
+                        pause = every if not self.problem else min(RETRY_MAX_S, 2 * pause)
+                        next_ask = loop.time() + pause
+                    self.lines.extend(self._tail.read())
+                    live.update(self.frame(height=console.size.height), refresh=True)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), every)
+        self._tail.close()
+
+    async def look(self, http: aiohttp.ClientSession) -> None:
+        """Ask for the snapshot; what was known stays when nobody answers."""
+        self.lines.extend(self._tail.read())
+        where = f"{self._url}/telemetry/snapshot"
+        try:
+            async with asyncio.timeout(ASK_S), http.get(where, headers=self._headers) as answer:
+                body = await answer.content.read(MAX_SNAPSHOT)
+                if answer.status != 200:
+                    self.problem = f"{where} answered {answer.status}"
+                    return
+                found = orjson.loads(body)
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, OSError) as error:
+            self.problem = f"no brain at {self._url} ({type(error).__name__})"
+            return
+        if not isinstance(found, dict):
+            self.problem = f"{where} answered something that is not a snapshot"
+            return
+        self.snapshot, self.problem = found, ""
+
+    def frame(self, *, height: int) -> Group:
+        """Both sections, within ``height`` lines."""
+        above = Table.grid(padding=(0, 1))
+        for row in rows_of(self.snapshot or {}):
+            above.add_row(*(Text(printable(cell)) for cell in row))
+        title = "limbic" if not self.problem else f"limbic: {self.problem}"
+        room = max(3, height - len(above.rows) - 6)
+        reasons = [f"{r['turn_id'][:12]} {r['reasoning']}" for r in recent_of(self.snapshot or {})]
+        below = list(self.lines) or reasons
+        text = Text(printable("\n".join(below[-room:])) or "nothing scored yet", overflow="fold")
+        return Group(Panel(above, title=Text(title)), Panel(text, title="why"))
+
+
+def rows_of(snapshot: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The upper section: (name, bar, words). Anything missing or odd is left out."""
+    rows: list[tuple[str, str, str]] = []
+    affect = _part(snapshot, "affect")
+    last = _part(affect, "last")
+    for axis in ("valence", "intimacy", "tension"):
+        value = _number(last.get(axis))
+        if value is not None:
+            rows.append((axis, bar((value + 1) / 2), f"{value:+.2f}"))
+    if last:
+        tags = last.get("tags")
+        named = " ".join(map(str, tags)) if isinstance(tags, list) else ""
+        rows.append(("feels", feeling(last), named + (" (late)" if last.get("late") else "")))
+    for name in ("affect", "foresight"):
+        side = _part(snapshot, name)
+        times = _part(side, "latency_ms")
+        counts = " ".join(f"{k} {side[k]}" for k in ("on_time", "late", "missed") if k in side)
+        if counts:
+            p50, p95 = (_number(times.get(k)) or 0.0 for k in ("p50", "p95"))
+            rows.append((name, f"p50 {p50:.0f} p95 {p95:.0f} ms", counts))
+    surprise = _number(_part(snapshot, "foresight").get("surprise"))
+    if surprise is not None:
+        rows.append(("surprise", bar(surprise), f"{surprise:.2f}"))
+    for name, level in _part(snapshot, "hormones").items():
+        value = _number(level)
+        if value is not None:
+            rows.append((str(name), bar(value), f"{value:.2f}"))
+    for name, part in _part(snapshot, "sidecars").items():
+        if isinstance(part, Mapping):
+            rows.append((str(name), str(part.get("state", "")), str(part.get("reason") or "")))
+    return rows
+
+
+def recent_of(snapshot: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Turns with a reason, oldest first."""
+    found = snapshot.get("recent")
+    items = found if isinstance(found, list) else []
+    return [
+        {"turn_id": str(i.get("turn_id", "")), "reasoning": str(i["reasoning"])}
+        for i in items
+        if isinstance(i, Mapping) and i.get("reasoning")
+    ]
+
+
+def feeling(scores: Mapping[str, Any]) -> str:
+    """One word for a message's scores, and whether it is close or distant."""
+    signs = [_sign(_number(scores.get(axis)) or 0.0) for axis in ("valence", "tension")]
+    word = FEELINGS[(signs[0], signs[1])]
+    close = _sign(_number(scores.get("intimacy")) or 0.0)
+    return word + {1: ", close", 0: "", -1: ", distant"}[close]
+
+
+def bar(share: float) -> str:
+    """``share`` in [0, 1] as a bar."""
+    full = round(min(1.0, max(0.0, share)) * CELLS)
+    return "█" * full + "░" * (CELLS - full)
+
+
+def _sign(value: float) -> int:
+    return 0 if abs(value) < 0.15 else (1 if value > 0 else -1)
+
+
+def _part(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = of.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value == value else None

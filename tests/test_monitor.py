@@ -1,0 +1,178 @@
+"""``limbic monitor``: what it draws, what it survives; in a real terminal too."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pexpect
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from brain.cli import cli
+from brain.cli.monitor import Watch, feeling, rows_of
+from brain.logtail import LogTail
+
+SNAPSHOT: dict[str, Any] = {
+    "status": "ok",
+    "affect": {
+        "last": {"turn_id": "t1", "valence": -0.6, "intimacy": 0.7, "tension": 0.5,
+                 "tags": ["hostile_intimacy"], "late": True},
+        "latency_ms": {"p50": 9.0, "p95": 14.0}, "on_time": 3, "late": 1, "missed": 0,
+    },
+    "foresight": {"surprise": 0.8, "on_time": 2, "late": 0, "missed": 0, "latency_ms": {}},
+    "hormones": {"cortisol": 0.61},
+    "sidecars": {"cahm": {"state": "degraded", "reason": "restarting"}},
+    "recent": [{"turn_id": "t1", "reasoning": "tension: “liar” +0.40"}],
+}  # fmt: skip
+
+
+def drawn(watch: Watch, *, width: int = 90) -> str:
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(watch.frame(height=40))
+    return console.export_text()
+
+
+def watch_on(tmp_path: Path) -> Watch:
+    return Watch("http://127.0.0.1:1", "", LogTail(tmp_path / "log"))
+
+
+def test_both_sections_are_drawn(tmp_path: Path) -> None:
+    watch = watch_on(tmp_path)
+    watch.snapshot, watch.problem = SNAPSHOT, ""
+    text = drawn(watch)
+    for words in ("valence", "-0.60", "distressed, close", "hostile_intimacy (late)", "p95 14 ms",
+                  "surprise", "cortisol", "0.61", "restarting", "“liar” +0.40"):  # fmt: skip
+        assert words in text
+
+
+def test_hostile_text_does_not_act_on_the_terminal(tmp_path: Path) -> None:
+    watch = watch_on(tmp_path)
+    watch.snapshot = {"recent": [{"turn_id": "t", "reasoning": "\x1b[2Jgone [bold]x[/bold]"}]}
+    text = drawn(watch, width=40)
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["affect", "last", "hormones", "valence", "tags", "sidecars", "late"]
+                ),
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_snapshot_however_odd_breaks_the_frame(value: Any) -> None:
+    rows = rows_of(value if isinstance(value, dict) else {"affect": value})
+    assert all(len(row) == 3 for row in rows)
+
+
+def test_a_feeling_has_a_word() -> None:
+    assert feeling({"valence": -0.5, "tension": -0.5}) == "numb"
+    assert feeling({"valence": 0.5, "intimacy": -0.4}) == "pleased, distant"
+    assert feeling({}) == "even"
+
+
+def test_a_tail_survives_rotation_truncation_and_deletion(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    tail = LogTail(path)
+    assert tail.read() == []
+    path.write_bytes(b"one\ntw")
+    assert tail.read() == ["one"]
+    with path.open("ab") as log:
+        log.write(b"o\nlast words\n")
+    path.rename(tmp_path / "log.1")
+    path.write_bytes(b"new file\n")
+    assert tail.read() == ["two", "last words", "new file"]
+    path.write_bytes(b"\xff\n")
+    assert tail.read() == ["\ufffd"]
+    path.unlink()
+    assert tail.read() == []
+    path.write_bytes(b"back\n")
+    assert tail.read() == ["back"]
+    tail.close()
+
+
+def test_a_tail_begins_near_the_end_and_follows_no_link(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(b"line %d\n" % i for i in range(1000)))
+    assert LogTail(path, backlog=30).read() == ["line 997", "line 998", "line 999"]
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert LogTail(link).read() == []
+
+
+def test_nobody_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    from brain.cli import run_command
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(cli, "limbic", ["monitor", "--once", "--url", "http://127.0.0.1:1",
+                                    "--logs", str(tmp_path)])  # fmt: skip
+    assert caught.value.code == 1
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = orjson.dumps(SNAPSHOT)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    found = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def test_once_prints_the_snapshot_as_json(server: HTTPServer, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    answer = CliRunner().invoke(
+        cli, ["monitor", "--once", "--json", "--url", url, "--logs", str(tmp_path)]
+    )
+    assert answer.exit_code == 0
+    assert orjson.loads(answer.output) == SNAPSHOT
+
+
+def test_in_a_terminal_it_outlives_its_brain_and_ends_on_ctrl_c(
+    server: HTTPServer, tmp_path: Path
+) -> None:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "brain", "monitor", "--every", "0.1", "--logs", str(tmp_path),
+         "--url", f"http://127.0.0.1:{server.server_port}"],
+        dimensions=(40, 100), timeout=30, encoding="utf-8",
+    )  # fmt: skip
+    child.expect("hostile_intimacy")
+    (tmp_path / "affect_head_readable.log").write_text("a reason from the log\n")
+    child.expect("a reason from the log")
+    server.shutdown()
+    server.server_close()
+    child.expect("no brain at")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
