@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -178,8 +179,9 @@ class LvmService(Service):
         context, _ = self._windows(body.context_vectors)
         candidates = self._matrix(body.candidates, "candidates")
         network = self._need_network()
-        scores = network.rank(context, candidates)[0]
-        return json_response({"scores": _finite(scores).tolist()})
+        # Ten thousand candidates take a while: not on the loop that answers /health.
+        scores = await asyncio.to_thread(network.rank, context, candidates)
+        return json_response({"scores": _finite(scores[0]).tolist()})
 
     async def _chat(self, request: web.Request) -> web.Response:
         arrived = time.monotonic()
