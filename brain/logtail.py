@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat as modes
 from pathlib import Path
 
 MAX_READ = 1 << 20
+# Without O_NONBLOCK, opening a pipe would wait for its writer.
+FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class LogTail:
@@ -43,10 +46,13 @@ class LogTail:
     def _open(self, *, first: bool) -> None:
         self.close()
         try:
-            self._file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._file = os.open(self._path, FLAGS)
         except OSError:
             return
         stat = os.fstat(self._file)
+        if not modes.S_ISREG(stat.st_mode):
+            self.close()
+            return
         self._inode, self._partial = stat.st_ino, b""
         self._offset = max(0, stat.st_size - self._backlog) if first else 0
         if self._offset:  # begin at a line, not inside one

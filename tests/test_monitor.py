@@ -119,6 +119,23 @@ def test_a_tail_begins_near_the_end_and_follows_no_link(tmp_path: Path) -> None:
     assert LogTail(link).read() == []
 
 
+def test_a_pipe_or_a_folder_is_not_a_log(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert LogTail(pipe).read() == []
+    assert LogTail(tmp_path).read() == []
+
+
+def test_the_newest_line_is_seen_however_long_the_others_are(tmp_path: Path) -> None:
+    watch = watch_on(tmp_path)
+    watch.lines.extend(["old " * 60] * 30 + ["the newest"])
+    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(watch.frame(height=24, width=60))
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 24
+    assert "the newest" in "\n".join(lines)
+
+
 def test_nobody_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
     from brain.cli import run_command
 
@@ -136,7 +153,10 @@ def server() -> Iterator[HTTPServer]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[:40])
+            self.wfile.flush()
+            threading.Event().wait(0.05)  # the rest comes in another packet
+            self.wfile.write(body[40:])
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -110,7 +110,8 @@ class Watch:
                         pause = every if not self.problem else min(RETRY_MAX_S, 2 * pause)
                         next_ask = loop.time() + pause
                     self.lines.extend(self._tail.read())
-                    live.update(self.frame(height=console.size.height), refresh=True)
+                    frame = self.frame(height=console.size.height, width=console.size.width)
+                    live.update(frame, refresh=True)
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), every)
         self._tail.close()
@@ -121,12 +122,18 @@ class Watch:
         where = f"{self._url}/telemetry/snapshot"
         try:
             async with asyncio.timeout(ASK_S), http.get(where, headers=self._headers) as answer:
-                body = await answer.content.read(MAX_SNAPSHOT)
+                # The body may come in any number of packets; one read returns only what is there.
+                body = b""
+                while len(body) < MAX_SNAPSHOT and (part := await answer.content.readany()):
+                    body += part
                 if answer.status != 200:
                     self.problem = f"{where} answered {answer.status}"
                     return
                 found = orjson.loads(body)
-        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, OSError) as error:
+        except orjson.JSONDecodeError:
+            self.problem = f"{where} answered something that is not JSON"
+            return
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.problem = f"no brain at {self._url} ({type(error).__name__})"
             return
         if not isinstance(found, dict):
@@ -134,8 +141,8 @@ class Watch:
             return
         self.snapshot, self.problem = found, ""
 
-    def frame(self, *, height: int) -> Group:
-        """Both sections, within ``height`` lines."""
+    def frame(self, *, height: int, width: int = 80) -> Group:
+        """Both sections, within ``height`` lines of ``width`` columns; the newest lines stay."""
         above = Table.grid(padding=(0, 1))
         for row in rows_of(self.snapshot or {}):
             above.add_row(*(Text(printable(cell)) for cell in row))
@@ -143,7 +150,13 @@ class Watch:
         room = max(3, height - len(above.rows) - 6)
         reasons = [f"{r['turn_id'][:12]} {r['reasoning']}" for r in recent_of(self.snapshot or {})]
         below = list(self.lines) or reasons
-        text = Text(printable("\n".join(below[-room:])) or "nothing scored yet", overflow="fold")
+        columns = max(8, width - 4)  # what the frame leaves
+        wrapped = [
+            line[i : i + columns]
+            for line in map(printable, below[-room:])
+            for i in range(0, max(1, len(line)), columns)
+        ]
+        text = Text("\n".join(wrapped[-room:]) or "nothing scored yet", overflow="fold")
         return Group(Panel(above, title=Text(title)), Panel(text, title="why"))
 
 
