@@ -295,9 +295,12 @@ class _LiveTurn:
             else prompt.estimate_tokens(turn.reply)
         )  # fmt: skip
 
+        record: dict[str, Any] = {}
+
         async def persist(state: HormoneState) -> None:
             turn.state = state
             _stamp(turn, "commit_ms", self.started, p.clock)
+            nonlocal record
             record = self._record(status, error)
             await p.store.finish_turn(
                 TurnCommit(
@@ -320,7 +323,8 @@ class _LiveTurn:
         if self.next_foresight is not None:
             session.foresight = self.next_foresight
         _stamp(turn, "total_ms", self.started, p.clock)
-        p.telemetry.turn(self._record(status, error), turn)
+        record["timings"]["total_ms"] = round(turn.timings["total_ms"], 2)
+        p.telemetry.turn(record, turn)
         session.spawn(asyncio.create_task(self._afterwards()))
 
     async def abandon(

@@ -55,6 +55,8 @@ class Level(Frame):
 
     def decay(self, x: float, at_s: float, dt_s: float) -> float:
         """Level ``dt_s`` seconds after it was ``x`` at ``at_s``."""
+        if not self.circadian_amplitude:  # the same, without two calls: every turn does this often
+            return self.baseline + (x - self.baseline) * math.exp2(-dt_s / self.half_life_s)
         later = self.target(at_s + dt_s)
         return later + (x - self.target(at_s)) * math.exp2(-dt_s / self.half_life_s)
 
@@ -157,13 +159,15 @@ def _impulse(
 ) -> dict[str, float]:
     """All levels move at once, from the levels before the event: order of names does not matter."""
     after = dict(levels)
-    for name, x in levels.items():
-        gain = event.weight * sum(
-            strength * model.gains.get(trigger, {}).get(name, 0.0)
-            for trigger, strength in event.triggers.items()
-        )
+    gains: dict[str, float] = {}
+    for trigger, strength in event.triggers.items():
+        for name, gain in model.gains.get(trigger, {}).items():
+            gains[name] = gains.get(name, 0.0) + strength * gain
+    for name, summed in gains.items():
+        gain = event.weight * summed
         if gain == 0.0:
             continue
+        x = levels[name]
         row = model.couplings.get(name)
         if row:
             pull = sum(c * (levels[n] - model.levels[n].target(at_s)) for n, c in row.items())
