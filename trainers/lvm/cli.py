@@ -154,6 +154,50 @@ def validate(**options: Any) -> None:
     _validate(expect_pass=True, **options)
 
 
+@cli.command(epilog="Example: limbic lvm frontier --store stores/a --picture frontier.png")
+@click.option("--store", type=FOLDER, required=True, help="Store to look at.")
+@click.option("--model", type=FOLDER, help="Folder of a model to draw beside the ridge.")
+@click.option("--split", default="valid", show_default=True)
+@click.option("--windows", type=click.IntRange(1), default=5_000, show_default=True)
+@click.option("--cosine", type=float, help="Wished cosine (default: the best baseline's + .03).")
+@click.option("--margin", type=float, default=0.05, show_default=True, help="Wished margin_last.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--picture", type=FILE, help="PNG to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=FILE, help="File for the JSON report.")
+def frontier(
+    store: Path,
+    model: Path | None,
+    split: str,
+    windows: int,
+    cosine: float | None,
+    margin: float,
+    seed: int,
+    picture: Path | None,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """How cosine, margin and retrieval trade off here, and what a ranker could reach."""
+    from trainers.lvm.frontier import draw, render
+    from trainers.lvm.frontier import frontier as look
+    from trainers.lvm.store import VectorStore
+    from trainers.lvm.validate import load_model
+
+    opened = VectorStore.open(store)
+    report = look(
+        opened,
+        model=load_model(model, opened) if model is not None else None,
+        name=model.name if model is not None else "ours",
+        split=split,
+        windows=windows,
+        wish=(cosine, margin) if cosine is not None else None,
+        seed=seed,
+    )
+    if picture is not None:
+        draw(report, picture)
+    emit(report, render(report), as_json, out)
+
+
 @cli.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
