@@ -6,6 +6,7 @@ window meets its own document's other sentences as negatives as well as everyone
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,33 @@ def load_corpus(
         raise ConfigError(f"no document of split {split!r} has more than {CONTEXT} vectors")
     if len(encoders) > 1:
         raise ConfigError("the stores come from different encoders: " + ", ".join(sorted(encoders)))
-    vectors = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts), dtype=np.float16))
     return Corpus(
-        vectors.to(device), np.array(starts), np.array(stops), np.array(shares), encoders.pop()
+        gather(parts, device), np.array(starts), np.array(stops), np.array(shares), encoders.pop()
     )
+
+
+def gather(parts: list[np.ndarray], device: str) -> Tensor:
+    """All rows one after the other, fp16 ``[V, D]``.
+
+    On the CPU they lie in an unnamed temporary file that is mapped into memory: its pages are the
+    system's to drop, so a run needs memory for its batches and not for its corpus.
+    """
+    rows, dim = sum(len(part) for part in parts), parts[0].shape[1]
+    if torch.device(device).type != "cpu":
+        vectors = torch.empty((rows, dim), dtype=torch.float16, device=device)
+        at = 0
+        for part in parts:  # piece by piece: never two copies of the corpus in memory
+            piece = torch.from_numpy(np.array(part, dtype=np.float16))
+            vectors[at : at + len(part)] = piece.to(device)
+            at += len(part)
+        return vectors
+    with tempfile.TemporaryFile(prefix="limbic-lvm-") as file:
+        mapped = np.memmap(file, dtype=np.float16, mode="w+", shape=(rows, dim))
+    at = 0
+    for part in parts:
+        mapped[at : at + len(part)] = part
+        at += len(part)
+    return torch.from_numpy(mapped)
 
 
 @dataclass

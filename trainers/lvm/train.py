@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trainers.lvm import checkpoint
-from trainers.lvm.batches import Corpus, count_batches, epoch_batches
+from trainers.lvm.batches import Batch, Corpus, count_batches, epoch_batches
 from trainers.lvm.export import export
 from trainers.lvm.losses import cosine_loss, rank_losses
 from trainers.lvm.measure import Judge, baselines, fit_linear, fit_scalars
@@ -57,6 +57,31 @@ def rate(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
+def train_step(
+    net: TwoHeads,
+    optimizer: torch.optim.Optimizer,
+    corpus: Corpus,
+    batch: Batch,
+    recipe: Recipe,
+) -> torch.Tensor:
+    """One step of both heads; the three losses ``[3]``: vector, everyone, own document."""
+    context, bank = corpus.context(batch.targets), corpus.vectors[batch.bank].float()
+    on_gpu = corpus.vectors.device.type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
+        vector = net.vector(context)
+        scores = net.rank(context, bank)
+    vector_loss = cosine_loss(vector, bank[batch.place])
+    everyone, own = rank_losses(scores, batch, bank)
+    loss = vector_loss * 10 + everyone + recipe.own_weight * own
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    # The heads share nothing, so each has a norm of its own.
+    for head in (net.vector, net.rank):
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack([vector_loss.detach(), everyone.detach(), own.detach()])
+
+
 def merit(found: dict[str, float], best: dict[str, float], recipe: Recipe) -> float:
     """Mean of the two retrieval ratios over their targets: 1 where both are just met."""
     mrr = found["mrr"] / best["mrr"] / recipe.target_mrr
@@ -97,11 +122,6 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         kept, epoch, spent = state["kept"], state["epoch"], state["spent"]
     log = (out / "log.jsonl").open("a" if state else "w", encoding="utf-8")
-    autocast = (
-        torch.autocast("cuda", torch.bfloat16)
-        if device.type == "cuda"
-        else contextlib.nullcontext()
-    )
     per_epoch = count_batches(corpus, recipe.batch)
     progress = 0.0
     print(
@@ -124,21 +144,8 @@ def train(
                 break
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(progress, recipe.warmup)
-            context, bank = corpus.context(batch.targets), corpus.vectors[batch.bank].float()
-            with autocast:
-                vector = net.vector(context)
-                scores = net.rank(context, bank)
-            vector_loss = cosine_loss(vector, bank[batch.place])
-            everyone, own = rank_losses(scores, batch, bank)
-            loss = vector_loss * 10 + everyone + recipe.own_weight * own
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            # The heads share nothing, so each has a norm of its own.
-            for head in (net.vector, net.rank):
-                torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-            optimizer.step()
+            sums += train_step(net, optimizer, corpus, batch, recipe)
             average.update(net)
-            sums += torch.stack([vector_loss.detach(), everyone.detach(), own.detach()])
             steps += 1
         epoch += 1
         model = average.module
