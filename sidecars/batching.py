@@ -20,6 +20,7 @@ from brain.errors import LimbicError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+AsideT = TypeVar("AsideT")
 
 
 class Shed(LimbicError):
@@ -128,6 +129,19 @@ class MicroBatcher(Generic[ItemT, ResultT]):
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.submit(item, deadline=deadline)) for item in items]
         return [task.result() for task in tasks]
+
+    async def aside(self, work: Callable[[], AsideT]) -> AsideT:
+        """Run ``work`` in the worker thread once no item waits; an item that comes meanwhile is
+        next, so keep ``work`` short.
+
+        Raises:
+            Shed: closed. Exception: what ``work`` raised.
+        """
+        while self._runner is not None and not self._runner.done():
+            await asyncio.wait([self._runner])
+        if self._closed:
+            raise draining()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         """Refuse what waits, let the running batch finish, end the thread."""

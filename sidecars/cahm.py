@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import sys
 import time
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
@@ -29,7 +31,8 @@ from sidecars.service import ModelInfo, Progress, Service
 WEIGHTS = Path(__file__).parent / "weights" / "cahm"
 MAX_BATCH_ITEMS = 256
 KEPT_REASONS = 256
-IDLE_POLL_S = 0.005
+# Reasons wait until no message came for so long: in a burst, scores are all that matters.
+QUIET_S = 0.05
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 
 
@@ -40,8 +43,9 @@ class AffectItem(WireFrame):
     context: Annotated[tuple[Text, ...], Field(max_length=2)] = ()
 
     def message(self) -> Message:
-        """Checked: raises InputError for empty text and control characters."""
-        return Message(check_text(self.text), tuple(c for c in self.context if c.strip()))
+        """Checked: raises InputError for empty text, and for control characters in any text."""
+        context = tuple(check_text(c) for c in self.context if c.strip())
+        return Message(check_text(self.text), context)
 
 
 class AffectRequest(AffectItem, Timed):
@@ -66,7 +70,9 @@ class CahmService(Service):
         self._head: AffectHead
         self._batcher: MicroBatcher[Message, Scores] | None = None
         self._wanted: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(KEPT_REASONS)
-        self._reasons: OrderedDict[str, asyncio.Future[str]] = OrderedDict()
+        # None: dropped before it was computed.
+        self._reasons: OrderedDict[str, asyncio.Future[str | None]] = OrderedDict()
+        self._last_arrival = 0.0
         self._reasoner: asyncio.Task[None] | None = None
 
     @classmethod
@@ -90,8 +96,6 @@ class CahmService(Service):
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
         progress("loading the affect head")
         self._head = AffectHead.load(self._args.model, threads=self._args.threads)
-        # The first inference plans its memory: better now than in somebody's turn.
-        self._head.score([Message("warm start", ("before",))])
         return ModelInfo(self._head.name, self._head.sha256)
 
     async def start(self) -> None:
@@ -107,6 +111,9 @@ class CahmService(Service):
         if self._reasoner is not None:
             self._reasoner.cancel()
             await asyncio.wait([self._reasoner])
+        for future in self._reasons.values():
+            if not future.done():
+                future.set_result(None)
         if self._batcher is not None:
             await self._batcher.close()
 
@@ -140,12 +147,14 @@ class CahmService(Service):
     async def _reasoning(self, request: web.Request) -> web.Response:
         turn_id = context_of(request, await read_body(request, Timed)).turn_id or ""
         found = self._reasons.get(turn_id)
-        if found is None:
+        reasoning = await asyncio.shield(found) if found is not None else None
+        if reasoning is None:
             raise Problem(404, "unknown_turn", "no message of that turn was scored lately")
-        return json_response({"turn_id": turn_id, "reasoning": await asyncio.shield(found)})
+        return json_response({"turn_id": turn_id, "reasoning": reasoning})
 
     async def _score(self, messages: Sequence[Message], deadline: float | None) -> Sequence[Scores]:
         assert self._batcher is not None
+        self._last_arrival = time.monotonic()
         try:
             if len(messages) == 1:
                 return [await self._batcher.submit(messages[0], deadline=deadline)]
@@ -166,30 +175,44 @@ class CahmService(Service):
 
     def _want_reason(self, turn_id: str, message: Message) -> None:
         """Queue a reason unless too many wait: scores matter more than why."""
-        if self._wanted.full():
-            return
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._reasons[turn_id] = future
+        pending = self._reasons.get(turn_id)
+        if self._wanted.full() or (pending is not None and not pending.done()):
+            return  # the same turn again is the same message: whoever waits gets its reason
+        self._reasons[turn_id] = asyncio.get_running_loop().create_future()
         self._reasons.move_to_end(turn_id)
         while len(self._reasons) > KEPT_REASONS:
-            self._reasons.popitem(last=False)[1].cancel()
+            _, oldest = self._reasons.popitem(last=False)
+            if not oldest.done():
+                oldest.set_result(None)
         self._wanted.put_nowait((turn_id, message))
 
     async def _reason(self) -> None:
         """Explain messages one at a time, when no message waits for its scores."""
         while True:
             turn_id, message = await self._wanted.get()
-            while self.queue_length():  # noqa: ASYNC110 - the queue has no event for "empty"
-                await asyncio.sleep(IDLE_POLL_S)
             future = self._reasons.get(turn_id)
             if future is None or future.done():
                 continue
             try:
-                text = await asyncio.to_thread(self._head.reason, message)
+                text = await self._explain(message)
             except Exception as error:  # a missing reason must not end the reasons of others
                 text = f"no reason: {error}"
             if not future.done():
                 future.set_result(text[:MAX_REASONING_CHARS])
+
+    async def _explain(self, message: Message) -> str:
+        """Leave-one-out, one inference at a time, so that a message's scores wait for one at most
+        and memory is that of one message."""
+        assert self._batcher is not None
+        words, variants = self._head.leave_one_out(message)
+        if len(words) < 2:
+            return self._head.reason(message)
+        rows = []
+        for one in variants:
+            while (rest := self._last_arrival + QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(rest)
+            rows.append(await self._batcher.aside(functools.partial(self._head.axes, [one])))
+        return self._head.tell(words, np.concatenate(rows))
 
 
 if __name__ == "__main__":

@@ -126,11 +126,25 @@ class TextModel:
         """Tokens of ``text`` as the model would read it, at most ``max_tokens``."""
         return len(self._tokenizer.encode(text).ids)
 
+    def _fit(self, text: str, second: str) -> Encoding:
+        """Both segments within ``max_tokens``; what is cut is the beginning of the second."""
+        room = int(self.manifest["max_tokens"]) - self.count_tokens(text) - 1
+        # Without the limit, to find where the part that is kept begins.
+        offsets = [span for at in range(0, len(second), 4096) for span in self._spans(second, at)]
+        kept = second[offsets[-room] :] if 0 < room <= len(offsets) else second if room > 0 else ""
+        return self._tokenizer.encode(text, kept) if kept else self._tokenizer.encode(text)
+
+    def _spans(self, text: str, at: int) -> list[int]:
+        """Where the pieces of ``text[at : at + 4096]`` begin; several windows where it is long."""
+        encoded = self._tokenizer.encode(text[at : at + 4096], add_special_tokens=False)
+        return [at + start for part in (encoded, *encoded.overflowing) for start, _ in part.offsets]
+
     def run(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Outputs:
         """Every output of the model for ``texts``, in their order.
 
         Args:
-            pairs: a second segment for each text (``None`` or empty: none).
+            pairs: a second segment for each text (``None`` or empty: none). Where both are too
+                long it is the second that is cut, at its beginning.
 
         Returns:
             Output name → array of shape [N, …].
@@ -141,6 +155,9 @@ class TextModel:
         encoded = self._tokenizer.encode_batch(
             [(a, b) if b else a for a, b in zip(texts, seconds, strict=True)]
         )
+        for i, second in enumerate(seconds):
+            if second and encoded[i].overflowing:
+                encoded[i] = self._fit(texts[i], second)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.outputs}
         start = 0
@@ -158,6 +175,10 @@ class TextModel:
         return {name: np.concatenate(chunks)[back] for name, chunks in parts.items()}
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+
+
 def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
     shape = (len(batch), max(len(e.ids) for e in batch))
     ids, mask, kinds = (np.zeros(shape, np.int64) for _ in range(3))
@@ -167,7 +188,3 @@ def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         mask[row, :length] = 1
         kinds[row, :length] = encoding.type_ids
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +20,7 @@ import pytest
 from brain.errors import EXIT_CONFIG, ConfigError
 from brain.schema import Affect, parse_wire
 from sidecars.affect_head import AffectHead, Message
-from sidecars.cahm import WEIGHTS, CahmService
+from sidecars.cahm import KEPT_REASONS, WEIGHTS, CahmService
 from sidecars.serve import ServeOptions, SidecarServer
 
 TAGS = ("warm", "cold")
@@ -113,6 +116,7 @@ async def test_reasons_come_after_the_scores_and_name_the_word() -> None:
         {"text": "bell \x07"},
         {"text": "x" * 40_000},
         {"text": "a", "context": ["1", "2", "3"]},
+        {"text": "a", "context": ["bell \x07"]},
         {"text": 3},
         {},
     ],
@@ -159,6 +163,131 @@ def test_a_model_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="not an affect head") as caught:
         head(model)
     assert caught.value.exit_code == EXIT_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"name": None}, "lacks 'name'"),
+        ({"version": None}, "lacks 'version'"),
+        ({"max_tokens": None}, "lacks 'max_tokens'"),
+        ({"tags": None}, "lacks 'tags'"),
+        ({"tag_thresholds": [0.5]}, "one threshold for each tag"),
+        ({"tag_thresholds": [0.5, float("nan")]}, "no number"),
+        ({"confidence": {"a": 1.0}}, "lacks 'b'"),
+        ({"confidence": {"a": float("inf"), "b": 1.0}}, "no number"),
+        ({"confidence": {"a": "much", "b": 1.0}}, "malformed"),
+    ],
+)
+def test_a_foreign_manifest_is_refused_with_what_it_lacks(change: dict[str, Any], why: str) -> None:
+    model = ScriptedModel()
+    model.manifest |= change
+    model.manifest = {key: value for key, value in model.manifest.items() if value is not None}
+    with pytest.raises(ConfigError, match=why):
+        head(model)
+
+
+def test_a_model_with_other_outputs_is_refused_by_their_names() -> None:
+    model = ScriptedModel()
+    model.outputs = ("axes", "embedding", "tags")
+    with pytest.raises(ConfigError, match="lacks the outputs spread"):
+        head(model)
+
+
+def test_a_model_that_gives_more_tags_than_its_manifest_names_is_refused() -> None:
+    model = ScriptedModel()
+    model.manifest |= {"tags": ["warm"], "tag_thresholds": [0.5]}
+    with pytest.raises(ConfigError, match="outputs of shapes"):
+        head(model).warm()
+
+
+def test_absurd_confidence_parameters_saturate_instead_of_overflowing() -> None:
+    model = ScriptedModel()
+    model.manifest["confidence"] = {"a": -1e9, "b": 1e9}
+    assert head(model).score([Message("love it")])[0].confidence == 0.0
+
+
+async def test_a_turn_sent_again_while_its_reason_waits_leaves_nobody_unanswered() -> None:
+    async with served(ScriptedModel()) as (http, url):
+        body = {"text": "well I hate it", "turn_id": "t7"}
+
+        async def reasoning() -> str:
+            async with http.post(f"{url}/v1/affect/reasoning", json={"turn_id": "t7"}) as answer:
+                return str((await answer.json())["reasoning"])
+
+        await http.post(f"{url}/v1/affect", json=body)
+        first = asyncio.create_task(reasoning())
+        await http.post(f"{url}/v1/affect", json=body)
+        assert await first == await reasoning()
+
+
+async def test_a_reason_dropped_for_newer_ones_is_a_404_to_who_waits() -> None:
+    service = CahmService(argparse.Namespace(model=Path("unused"), threads=1, max_queue=512))
+    for number in range(KEPT_REASONS):
+        service._want_reason(f"t{number}", Message("text"))
+    oldest = service._reasons["t0"]
+    service._wanted.get_nowait()  # room for one more
+    service._want_reason("newest", Message("text"))
+    assert oldest.result() is None
+    assert "t0" not in service._reasons
+
+
+async def test_a_message_is_scored_before_the_reasons_that_wait() -> None:
+    """Every word of a reason is one piece of work; a message waits for one of them at most."""
+    model = ScriptedModel()
+    async with served(model) as (http, url):
+        await http.post(f"{url}/v1/affect", json={"text": "a b c d e f", "turn_id": "t1"})
+        async with http.post(f"{url}/v1/affect", json={"text": "love"}) as answer:
+            assert answer.status == 200
+        order = [text for text, _ in model.seen]
+        async with http.post(f"{url}/v1/affect/reasoning", json={"turn_id": "t1"}) as answer:
+            assert answer.status == 200
+    assert "love" in order
+    assert "a b c d e" not in order  # the last word left out: not before the message
+
+
+@pytest.mark.model
+def test_other_languages_and_noise_in_latin_letters_lower_the_confidence() -> None:
+    shipped = AffectHead.load(WEIGHTS)
+    plain = ["I do not know why you talk to me like this", "ok", "lol", "Marta Kowalczyk",
+             "that's great, congrats!!", "omg same haha"]  # fmt: skip
+    other = ["Ich habe heute einen schlechten Tag gehabt", "No entiendo por qué llegas tarde",
+             "J'ai passé une très mauvaise journée au travail", "asdkjh qwoeiu zmxn",
+             "Minulla on tänään todella huono päivä"]  # fmt: skip
+    assert all(shipped._readable(text) for text in plain)
+    assert not any(shipped._readable(text) for text in other)
+
+
+@pytest.mark.model
+def test_a_long_context_never_cuts_the_message() -> None:
+    shipped = AffectHead.load(WEIGHTS)
+    text = "You promised me you would stop, and you lied to my face again! " * 4
+    alone, crowded = shipped.score([Message(text), Message(text, ("word " * 400, "and " * 400))])
+    assert crowded.confidence > 0.5 * alone.confidence
+    hostile = "I hate you for what you did to me last night"
+    filler = "The shop opens at nine. " * 60
+    end = shipped.score([Message(hostile, (filler, "You lied to me again, you always do."))])[0]
+    short = shipped.score([Message(hostile, ("You lied to me again, you always do.",))])[0]
+    assert end.valence < -0.3
+    assert short.valence < -0.3
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("change", [{"name": None}, {"tags": ["one"], "tag_thresholds": [0.5]}])
+def test_a_foreign_model_ends_the_process_with_78_and_one_line(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = tmp_path / "cahm"
+    shutil.copytree(WEIGHTS, folder)
+    path = folder / "manifest.json"
+    manifest = orjson.loads(path.read_bytes()) | change
+    path.write_bytes(orjson.dumps({k: v for k, v in manifest.items() if v is not None}))
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecars.cahm", "--model", str(folder), "--port", "0"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_CONFIG
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.model
