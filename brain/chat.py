@@ -268,13 +268,15 @@ class _LiveTurn:
         if isinstance(value, Affect):
             session.last_affect = value
             p.telemetry.affect(session.session_id, turn.turn_id, turn.text, value, late=True)
-            session.spawn(asyncio.create_task(self._store_late(value)))
+            session.keep(asyncio.create_task(self._store_late(value)))
 
     async def _store_late(self, affect: Affect) -> None:
         try:
             await self.p.store.add_late_affect(self.session.session_id, self.turn.seq, affect)
         except StoreError as error:
             self.p.emit("late_not_stored", turn_id=self.turn.turn_id, error=str(error))
+        if not affect.reasoning:
+            await self._ask_why()
 
     async def _commit(self, events: list[Event], error: LimbicError | None) -> None:
         """Write everything in one transaction; a cancellation that comes meanwhile comes after."""
@@ -326,6 +328,8 @@ class _LiveTurn:
         record["timings"]["total_ms"] = round(turn.timings["total_ms"], 2)
         p.telemetry.turn(record, turn)
         session.spawn(asyncio.create_task(self._afterwards()))
+        if p.classifier is not None and turn.affect is not None and not turn.affect.reasoning:
+            session.keep(asyncio.create_task(self._ask_why()))
 
     async def abandon(
         self, status: Literal["cancelled", "failed"], error: LimbicError | None
@@ -364,18 +368,21 @@ class _LiveTurn:
                 turn_id=turn.turn_id,
                 deadline_ms=PREFILL_DEADLINE_MS,
             )
-            await self._ask_why()
         except LimbicError as error:
             p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
 
     async def _ask_why(self) -> None:
-        """Fetch why the message was scored as it was; last, since nothing waits for it."""
+        """Fetch why the message was scored as it was; nothing waits for it, nor does it stop when
+        the next message comes."""
         p, turn = self.p, self.turn
-        if p.classifier is None or turn.affect is None or turn.affect.reasoning:
+        assert p.classifier is not None
+        try:
+            reasoning = await p.classifier.reasoning(
+                turn_id=turn.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
+            )
+        except LimbicError as error:
+            p.emit("reason_missing", turn_id=turn.turn_id, error=str(error))
             return
-        reasoning = await p.classifier.reasoning(
-            turn_id=turn.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
-        )
         p.telemetry.reasoning(turn.session_id, turn.turn_id, reasoning)
 
     async def _count_and_trim(self) -> None:

@@ -34,6 +34,9 @@ class LateAnswer:
     at: float
 
 
+MAX_KEPT = 16  # a side model that hangs must not gather tasks
+
+
 @dataclass(slots=True)
 class Session:
     """An open session. ``history`` begins at ``history_start``; all of it is in the prompt."""
@@ -48,6 +51,7 @@ class Session:
     late: list[LateAnswer] = field(default_factory=list)
     last_affect: Affect | None = None
     background: set[asyncio.Task[None]] = field(default_factory=set)
+    kept: set[asyncio.Task[None]] = field(default_factory=set)
     waiting: int = 0
 
     @property
@@ -59,6 +63,14 @@ class Session:
         """Keep idle work (prefill, counting) until it ends or the next turn stops it."""
         self.background.add(task)
         task.add_done_callback(self.background.discard)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Keep small work that the next turn need not stop (a late answer, a reason); bounded."""
+        if len(self.kept) >= MAX_KEPT:
+            task.cancel()
+            return
+        self.kept.add(task)
+        task.add_done_callback(self.kept.discard)
 
     def stop_background(self) -> None:
         """Cancel idle work: the user comes first."""
@@ -166,9 +178,12 @@ class Sessions:
 
     async def close(self) -> None:
         """Stop idle work everywhere."""
-        tasks = [task for session in self._open.values() for task in session.background]
+        tasks: list[asyncio.Task[None]] = []
         for session in self._open.values():
+            tasks += [*session.background, *session.kept]
             session.stop_background()
+            for task in session.kept:
+                task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 

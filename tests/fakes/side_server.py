@@ -20,6 +20,7 @@ from aiohttp import web
 
 from tests.fakes.llm_server import Recorded, reset
 
+REASONING = "/v1/affect/reasoning"
 AFFECT = {
     "valence": 0.2,
     "intimacy": 0.4,
@@ -83,7 +84,7 @@ class FakeSide:
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        for path in ("/v1/affect", "/v1/affect/batch", "/encode", "/infer"):
+        for path in ("/v1/affect", "/v1/affect/batch", REASONING, "/encode", "/infer"):
             app.router.add_post(path, self._answer)
         for path in ("/health", "/ready"):
             app.router.add_get(path, self._answer)
@@ -150,6 +151,8 @@ class FakeSide:
             return AFFECT
         if path == "/v1/affect/batch":
             return {"items": [AFFECT] * len(body["items"])}
+        if path == REASONING:
+            return {"turn_id": body.get("turn_id", ""), "reasoning": "tension: “rough” +0.20"}
         if path == "/encode":
             rows = [embedding(text, self.dim) for text in body["texts"]]
             return {"embeddings": rows, "shape": [len(rows), self.dim]}
