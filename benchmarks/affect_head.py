@@ -1,7 +1,9 @@
 """``python -m benchmarks.affect_head``: the affect sidecar over HTTP, beside PyTorch eager.
 
 One message of 30 tokens at a time (p50, p95), batches of 64 (messages a second), resident memory;
-and the float32 network of the same shape in PyTorch eager, called directly. Ratios in one run.
+``--pause-ms`` apart, once without a turn id and once with one, so that a reason is worked out for
+each, between messages where the pause is longer than the sidecar's quiet time. Beside it the
+float32 network of the same shape in PyTorch eager, called directly. Ratios in one run.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def sidecar(rounds: int, threads: int) -> dict[str, float]:
+def sidecar(rounds: int, threads: int, *, reasons: bool, pause_s: float) -> dict[str, float]:
     """Figures of the sidecar as a process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,14 +52,16 @@ def sidecar(rounds: int, threads: int) -> dict[str, float]:
         stdout=subprocess.DEVNULL,
     )
     try:
-        found = asyncio.run(over_http(f"http://127.0.0.1:{port}", rounds))
+        found = asyncio.run(
+            over_http(f"http://127.0.0.1:{port}", rounds, reasons=reasons, pause_s=pause_s)
+        )
         return {**found, "rss_mb": resident_mb(child.pid)}
     finally:
         child.terminate()
         child.wait()
 
 
-async def over_http(url: str, rounds: int) -> dict[str, float]:
+async def over_http(url: str, rounds: int, *, reasons: bool, pause_s: float) -> dict[str, float]:
     """Latency of single messages and throughput of batches, of a sidecar at ``url``."""
     async with aiohttp.ClientSession() as http:
         for _ in range(200):
@@ -69,11 +73,17 @@ async def over_http(url: str, rounds: int) -> dict[str, float]:
                 pass
             await asyncio.sleep(0.1)
         single: list[float] = []
-        for _ in range(rounds + 5):
+        for number in range(rounds + 5):
+            body = {"text": MESSAGE} | ({"turn_id": f"t{number}"} if reasons else {})
             started = time.perf_counter()
-            async with http.post(f"{url}/v1/affect", json={"text": MESSAGE}) as answer:
+            async with http.post(f"{url}/v1/affect", json=body) as answer:
                 await answer.read()
             single.append(time.perf_counter() - started)
+            await asyncio.sleep(pause_s)
+        if reasons:
+            last = {"turn_id": f"t{rounds + 4}"}
+            async with http.post(f"{url}/v1/affect/reasoning", json=last) as answer:
+                answer.raise_for_status()
         items = [{"text": MESSAGE}] * 64
         rates: list[float] = []
         for _ in range(max(3, rounds // 20)):
@@ -115,11 +125,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pause-ms", type=float, default=100.0, help="between messages")
     args = parser.parse_args()
-    ours = sidecar(args.rounds, args.threads)
+    pause_s = args.pause_ms / 1000
+    ours = sidecar(args.rounds, args.threads, reasons=False, pause_s=pause_s)
+    with_reasons = sidecar(args.rounds, args.threads, reasons=True, pause_s=pause_s)
     torch_row = in_pytorch(args.rounds, args.threads)
     ratios = {k: ours[k] / torch_row[k] for k in ours}
-    for name, row in (("sidecar", ours), ("pytorch", torch_row), ("ratio", ratios)):
+    for name, row in (
+        ("sidecar", ours),
+        ("sidecar, with reasons", with_reasons),
+        ("pytorch", torch_row),
+        ("ratio", ratios),
+    ):
         print(json.dumps({"what": name, **{k: round(v, 2) for k, v in row.items()}}))
 
 
