@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,7 @@ from rich.console import Console
 
 from brain.cli import cli
 from brain.cli.monitor import Watch, feeling, rows_of
-from brain.logtail import LogTail
+from brain.logtail import MAX_LINE, LogTail
 
 SNAPSHOT: dict[str, Any] = {
     "status": "ok",
@@ -134,6 +140,203 @@ def test_the_newest_line_is_seen_however_long_the_others_are(tmp_path: Path) -> 
     lines = console.export_text().splitlines()
     assert len(lines) <= 24
     assert "the newest" in "\n".join(lines)
+
+
+def test_events_of_the_log_are_shown_and_routine_ones_are_not(tmp_path: Path) -> None:
+    rows = [
+        {"event": "turn", "time": "2026-01-01T12:00:00.000Z"},
+        {"event": "sidecar_ended", "time": "2026-01-01T12:30:01.000Z", "name": "cahm", "code": -9},
+        {"event": "breaker_opened", "time": "2026-01-01T12:30:02.000Z", "remote": "llm"},
+    ]
+    (tmp_path / "events").write_bytes(
+        b"not json\n" + b"".join(orjson.dumps(r) + b"\n" for r in rows)
+    )
+    watch = Watch("http://127.0.0.1:1", "", LogTail(tmp_path / "log"), LogTail(tmp_path / "events"))
+    watch.read_logs()
+    assert list(watch.lines) == ["12:30:01 sidecar_ended name cahm code -9",
+                                 "12:30:02 breaker_opened remote llm"]  # fmt: skip
+
+
+def test_a_file_larger_than_one_read_is_not_cut_at_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("first\n")
+    tail = LogTail(path)
+    assert tail.read() == ["first"]
+    with path.open("a") as file:
+        file.writelines(f"line {n} {'x' * 1000}\n" for n in range(3000))  # about 3 MB
+    path.rename(tmp_path / "log.1")
+    path.write_text("of the new file\n")
+    found = tail.read()
+    assert len(found) == 3001
+    assert found[-2].startswith("line 2999") and found[-1] == "of the new file"
+
+
+def test_a_line_without_end_is_bounded_and_marked(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("")
+    tail = LogTail(path)
+    tail.read()
+    with path.open("ab") as file:
+        for _ in range(20):
+            file.write(b"x" * MAX_LINE)
+            file.flush()
+            tail.read()
+        assert len(tail._partial) <= MAX_LINE
+        file.write(b"end of it\nthe next\n")
+    assert tail.read() == ["the next"]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), st.text("abc\n", max_size=12)),
+            st.tuples(st.just("rotate"), st.just("")),
+            st.tuples(st.just("read"), st.just("")),
+        ),
+        max_size=30,
+    )
+)
+def test_every_whole_line_is_given_once_in_order(steps: list[tuple[str, str]]) -> None:
+    """Whatever is written in whatever pieces, where it is looked at before each rotation."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, old = Path(folder) / "log", Path(folder) / "log.1"
+        path.write_text("")
+        tail, expected, found, held = LogTail(path), [], [], ""
+        found += tail.read()
+        for what, text in steps:
+            if what == "write":
+                with path.open("a") as file:
+                    file.write(text)
+                *whole, held = (held + text).split("\n")
+                expected += [line for line in whole if line]
+            elif what == "rotate":
+                found += tail.read()
+                path.rename(old)
+                path.write_text("")
+                held = ""
+            else:
+                found += tail.read()
+        found += tail.read()
+        assert found == expected
+
+
+def test_a_narrow_terminal_is_not_overrun(tmp_path: Path) -> None:
+    watch = watch_on(tmp_path)
+    watch.snapshot, watch.problem = SNAPSHOT, ""
+    for width in (20, 40, 200):
+        console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        console.print(watch.frame(height=40, width=width))
+        assert max(map(len, console.export_text().splitlines())) <= width
+
+
+def test_a_refused_token_says_which_option_to_use(tmp_path: Path) -> None:
+    with answering(401) as url:
+        answer = CliRunner().invoke(
+            cli, ["monitor", "--once", "--url", url, "--logs", str(tmp_path)]
+        )
+    assert answer.exit_code == 1
+    assert "--token-env" in str(answer.exception)
+
+
+def test_the_token_of_the_named_variable_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret")
+    seen: list[str] = []
+    with answering(200, seen) as url:
+        answer = CliRunner().invoke(cli, ["monitor", "--once", "--json", "--token-env", "MY_TOKEN",
+                                          "--url", url, "--logs", str(tmp_path)])  # fmt: skip
+    assert answer.exit_code == 0
+    assert seen == ["Bearer s3cret"]
+
+
+@contextmanager
+def answering(status: int, seen: list[str] | None = None) -> Iterator[str]:
+    """A server that gives the snapshot, or only a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if seen is not None:
+                seen.append(self.headers.get("Authorization", ""))
+            body = orjson.dumps(SNAPSHOT if status == 200 else {})
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{found.server_port}"
+        finally:
+            found.shutdown()
+
+
+def monitor_process(*args: str, **env: str) -> Any:
+    return pexpect.spawn(
+        sys.executable, ["-m", "brain", "monitor", "--every", "0.1", *args],
+        dimensions=(40, 100), timeout=30, encoding="utf-8", env={**os.environ, **env},
+    )  # fmt: skip
+
+
+def test_it_goes_on_with_a_brain_that_comes_back(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = monitor_process("--logs", str(tmp_path), "--url", f"http://127.0.0.1:{port}")
+    child.expect("no brain at")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(orjson.dumps(SNAPSHOT))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    HTTPServer.allow_reuse_address = True
+    with HTTPServer(("127.0.0.1", port), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        child.expect("hostile_intimacy")
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        found.shutdown()
+    child.close()
+    assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_dumb_terminals_get_plain_blocks_and_no_color_gets_no_colour(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    with answering(200) as url:
+        child = monitor_process("--logs", str(tmp_path), "--url", url, **env)
+        child.expect("hostile_intimacy")
+        seen = child.before
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        child.close()
+    if env.get("TERM") == "dumb":
+        assert "\x1b" not in seen
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", seen)
+
+
+def test_in_a_pipe_it_prints_plain_blocks(tmp_path: Path) -> None:
+    with answering(200) as url:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "brain", "monitor", "--every", "0.1", "--logs", str(tmp_path),
+             "--url", url], stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=30)
+    assert line.startswith("valence") and "\x1b" not in line
+    assert child.returncode == 0
 
 
 def test_nobody_there_is_one_line_and_exit_1(tmp_path: Path) -> None:

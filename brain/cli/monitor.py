@@ -1,7 +1,8 @@
 """``limbic monitor``: two sections, redrawn: scores and state above, reasons and events below.
 
-Driven by ``GET /telemetry/snapshot`` of a running ``limbic serve`` and by the tail of the readable
-affect log, either of which may be missing, restart or be rotated while it runs.
+Driven by ``GET /telemetry/snapshot`` of a running ``limbic serve`` and by the tails of the readable
+affect log and of the event log, any of which may be missing, restart or be rotated while it runs.
+Where the output cannot be redrawn (a pipe, a dumb terminal) each change is one more plain block.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,16 @@ from brain.logtail import LogTail
 from brain.redact import printable
 
 READABLE = "affect_head_readable.log"
+EVENTS = "events.jsonl"
+# Of every turn, and shown above already.
+ROUTINE = frozenset({"turn", "affect_call", "sidecar_progress", "llm_reconnect"})
 KEPT_LINES = 200
+PLAIN_LINES = 10
+ADVICE = {
+    401: "; it wants a token: name the variable that holds it with --token-env",
+    403: "; it does not know this address: use the host name that it was started with",
+    404: "; is this a limbic serve?",
+}
 MAX_SNAPSHOT = 4 << 20
 ASK_S = 2.0
 RETRY_MAX_S = 10.0
@@ -67,7 +77,7 @@ def monitor(
     if token_env and not token:
         raise ConfigError(f"--token-env {token_env}: that variable is not set")
     folder = logs or settings_for(config).logs_dir
-    watch = Watch(url.rstrip("/"), token, LogTail(folder / READABLE))
+    watch = Watch(url.rstrip("/"), token, LogTail(folder / READABLE), LogTail(folder / EVENTS))
     with suppress(KeyboardInterrupt):
         asyncio.run(watch.once(as_json) if once else watch.follow(every))
 
@@ -75,10 +85,11 @@ def monitor(
 class Watch:
     """What is known of a brain, and how it is drawn."""
 
-    def __init__(self, url: str, token: str, tail: LogTail) -> None:
+    def __init__(self, url: str, token: str, tail: LogTail, events: LogTail | None = None) -> None:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._tail = tail
+        self._events = events
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.snapshot: dict[str, Any] | None = None
         self.problem = "not asked yet"
@@ -101,24 +112,53 @@ class Watch:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         console = Console()
-        pause, next_ask = every, 0.0
+        plain = not sys.stdout.isatty() or console.is_dumb_terminal
+        pause, next_ask, last = every, 0.0, ""
         async with aiohttp.ClientSession() as http:
-            with Live(console=console, auto_refresh=False, screen=sys.stdout.isatty()) as live:
+            with (
+                nullcontext()
+                if plain
+                else Live(console=console, auto_refresh=False, screen=True) as live
+            ):
                 while not stop.is_set():
                     if loop.time() >= next_ask:
                         await self.look(http)
                         pause = every if not self.problem else min(RETRY_MAX_S, 2 * pause)
                         next_ask = loop.time() + pause
-                    self.lines.extend(self._tail.read())
+                    self.read_logs()
                     frame = self.frame(height=console.size.height, width=console.size.width)
-                    live.update(frame, refresh=True)
+                    if live is not None:
+                        live.update(frame, refresh=True)
+                    elif (block := self.block()) != last:
+                        click.echo(block)
+                        last = block
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), every)
         self._tail.close()
+        if self._events is not None:
+            self._events.close()
+
+    def read_logs(self) -> None:
+        """Take what the logs gained."""
+        self.lines.extend(self._tail.read())
+        if self._events is not None:
+            self.lines.extend(filter(None, map(event_line, self._events.read())))
+
+    def block(self) -> str:
+        """Both sections as plain lines: no boxes, no colours, no cursor."""
+        above = [f"limbic: {self.problem}"] if self.problem else []
+        above += ["  ".join(map(printable, row)) for row in rows_of(self.snapshot or {})]
+        return "\n".join([*above, *map(printable, self.below()[-PLAIN_LINES:]), ""])
+
+    def below(self) -> list[str]:
+        """Lines of the lower section: of the logs, else the snapshot's reasons."""
+        return list(self.lines) or [
+            f"{r['turn_id'][:12]} {r['reasoning']}" for r in recent_of(self.snapshot or {})
+        ]
 
     async def look(self, http: aiohttp.ClientSession) -> None:
         """Ask for the snapshot; what was known stays when nobody answers."""
-        self.lines.extend(self._tail.read())
+        self.read_logs()
         where = f"{self._url}/telemetry/snapshot"
         try:
             async with asyncio.timeout(ASK_S), http.get(where, headers=self._headers) as answer:
@@ -127,7 +167,9 @@ class Watch:
                 while len(body) < MAX_SNAPSHOT and (part := await answer.content.readany()):
                     body += part
                 if answer.status != 200:
-                    self.problem = f"{where} answered {answer.status}"
+                    self.problem = f"{where} answered {answer.status}" + ADVICE.get(
+                        answer.status, ""
+                    )
                     return
                 found = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -148,8 +190,7 @@ class Watch:
             above.add_row(*(Text(printable(cell)) for cell in row))
         title = "limbic" if not self.problem else f"limbic: {self.problem}"
         room = max(3, height - len(above.rows) - 6)
-        reasons = [f"{r['turn_id'][:12]} {r['reasoning']}" for r in recent_of(self.snapshot or {})]
-        below = list(self.lines) or reasons
+        below = self.below()
         columns = max(8, width - 4)  # what the frame leaves
         wrapped = [
             line[i : i + columns]
@@ -158,6 +199,22 @@ class Watch:
         ]
         text = Text("\n".join(wrapped[-room:]) or "nothing scored yet", overflow="fold")
         return Group(Panel(above, title=Text(title)), Panel(text, title="why"))
+
+
+def event_line(line: str) -> str:
+    """An event of the log as ``12:30:01 name key value …``; empty for what is routine or broken."""
+    try:
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return ""
+    if not isinstance(event, dict) or event.get("event") in (None, *ROUTINE):
+        return ""
+    clock = str(event.pop("time", ""))[11:19]
+    name = event.pop("event")
+    rest = " ".join(
+        f"{key} {value}" for key, value in event.items() if isinstance(value, str | int | float)
+    )
+    return f"{clock} {name} {rest}".strip()
 
 
 def rows_of(snapshot: Mapping[str, Any]) -> list[tuple[str, str, str]]:
