@@ -1,11 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help install develop chat test lint browser clean
+.PHONY: help install develop chat test lint browser affect-head clean
 
 PYTHON ?= python3
 LIMBIC := .venv/bin/limbic
 
 help:             ## Show what each target does
-	@grep -hE '^[a-z]+: *.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+: *.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 install:          ## Build .venv with the pinned runtime (compiles llama.cpp once, about 4 minutes)
 	@$(PYTHON) requirements/install.py runtime
@@ -23,6 +23,9 @@ lint: develop     ## ruff, mypy and the import rules
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+
+affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [QUICK=1]
+	@.venv/bin/python -m trainers.affect.head.reproduce --data $(DATA) --out $(OUT) $(if $(QUICK),--quick)
 
 clean:            ## Remove .venv and caches; logs and data stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,21 +96,16 @@ def figures(data: Prepared, predicted: dict[tuple[str, str], Array]) -> dict[str
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print and write the table of all baselines and of a model folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt")
-    parser.add_argument("--model", type=Path, default=ENCODER.parent / "cahm")
-    parser.add_argument("--out", type=Path, help="JSON")
-    args = parser.parse_args(argv)
-    data = Prepared.load(args.data)
+def compare(
+    data: Prepared, own: dict[str, Array], lexicon: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """All baselines, and models by their predicted axes ``[N, 3]``, on the same rows."""
     sources = [SOURCES.index(source) for _, source in PLACES]
     wanted = np.concatenate([data.rows("train", SOURCES[s]) for s in sources]
                             + [data.rows(part, source) for part, source in PLACES])  # fmt: skip
     table: dict[str, dict[str, float]] = {}
-    if args.lexicon:
-        table["VADER words"] = figures(data, vader(data, args.lexicon))
+    if lexicon:
+        table["VADER words"] = figures(data, vader(data, lexicon))
     weigh = TfidfTransformer(sublinear_tf=True).fit(counts(data, wanted))
     table["TF-IDF + ridge"] = figures(
         data, fitted(data, lambda rows: weigh.transform(counts(data, rows)), ALPHAS["tfidf"])
@@ -120,13 +115,33 @@ def main(argv: list[str] | None = None) -> int:
     table["frozen vectors + ridge"] = figures(data, frozen)
     mirrored = {k: np.stack([v[:, 0], v[:, 1], -v[:, 0]], 1) for k, v in frozen.items()}
     table["tension = −valence"] = figures(data, mirrored)
+    for name, axes in own.items():
+        table[name] = figures(data, {place: axes[data.rows(*place)] for place in PLACES})
+    return table
+
+
+def render(table: dict[str, dict[str, float]]) -> str:
+    """The table for a terminal."""
+    names = list(next(reversed(table.values())))
+    lines = [f"{'':26}" + "".join(f"{name:>22}" for name in names)]
+    for model, row in table.items():
+        lines.append(f"{model:26}" + "".join(f"{row.get(name, 0.0):22.3f}" for name in names))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print and write the table of all baselines and of a model folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt")
+    parser.add_argument("--model", type=Path, default=ENCODER.parent / "cahm")
+    parser.add_argument("--out", type=Path, help="JSON")
+    args = parser.parse_args(argv)
+    data = Prepared.load(args.data)
     rows = np.concatenate([data.rows(part, source) for part, source in PLACES])
     axes = run_onnx(TextModel.load(args.model, threads=2), data, rows)["axes"]
-    table[args.model.name] = figures(data, {p: axes[data.rows(*p)] for p in PLACES})
-    names = list(table[args.model.name])
-    print(f"{'':26}" + "".join(f"{name:>22}" for name in names))
-    for model, row in table.items():
-        print(f"{model:26}" + "".join(f"{row[name]:22.3f}" for name in names))
+    table = compare(data, {args.model.name: axes}, args.lexicon)
+    print(render(table))
     if args.out:
         args.out.write_text(json.dumps(table, indent=1) + "\n")
     return 0

@@ -224,6 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="encoder safetensors (default: the package)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--compare", action="store_true", help="the baselines in one table with the head"
+    )
+    parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt, for --compare")
     defaults = Recipe()
     for field, value in asdict(defaults).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
@@ -270,7 +274,15 @@ def main(argv: list[str] | None = None) -> int:
         net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
                   device=device, teacher=teacher)  # fmt: skip
         save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, final)
-    report(run, "student", data, predict(net, data, measured_rows(data), device))
+    outputs = predict(net, data, measured_rows(data), device)
+    report(run, "student", data, outputs)
+    if args.compare:
+        # Imported here: the exported encoder and scikit-learn serve the baselines alone.
+        from trainers.affect.head import baselines
+
+        table = baselines.compare(data, {"this head": outputs["axes"]}, args.lexicon)
+        (run / "compare.json").write_text(json.dumps(table, indent=1) + "\n")
+        print(baselines.render(table))
     return 0
 
 
