@@ -88,6 +88,9 @@ def test_a_perfect_model_has_perfect_figures_and_a_flat_one_fails() -> None:
     assert measure.minimal_pairs(data, flat, clean_only=False)["right_direction"] == 0.0
     copied = np.repeat(perfect[:, :1], 3, 1)
     assert measure.independence(data, copied)["V-T"] == pytest.approx(1.0)
+    balanced = measure.balanced_independence(data, copied)
+    assert balanced["V-T"] == pytest.approx(1.0)
+    assert balanced["V-T labels"] < 0.3
 
 
 def test_thresholds_recover_the_labels_of_separable_scores() -> None:

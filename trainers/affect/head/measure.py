@@ -98,6 +98,28 @@ def independence(data: Prepared, axes: Array, part: str = "gold") -> dict[str, f
     return found
 
 
+def balanced_independence(data: Prepared, axes: Array) -> dict[str, float]:
+    """|r| of each pair on gold and test rows weighted so that every cell counts the same.
+
+    A cell is low, middle or high (cut at ±.1) on each axis, 27 in all; a row weighs the inverse of
+    its cell's count, at most the 95th percentile. The labels' own |r| are beside: what is left of
+    the set's dependence after weighting.
+    """
+    rows = np.concatenate([data.rows("gold"), data.rows("test", "llm_label")])
+    rows = rows[~np.isnan(data.axes[rows]).any(1)]
+    level = (np.sign(data.axes[rows]) * (np.abs(data.axes[rows]) >= 0.1)).astype(int) + 1
+    cell = level @ np.array([9, 3, 1])
+    weight = 1.0 / np.bincount(cell, minlength=27)[cell]
+    weight = np.minimum(weight, np.quantile(weight, 0.95))
+    found = {"n": float(len(rows)), "cells": float(len(np.unique(cell)))}
+    for what, values in (("", axes[rows]), (" labels", data.axes[rows])):
+        spread = np.cov(values.T, aweights=weight)
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            key = f"{AXES[i][0].upper()}-{AXES[j][0].upper()}{what}"
+            found[key] = float(abs(spread[i, j]) / np.sqrt(spread[i, i] * spread[j, j]))
+    return found
+
+
 def best_thresholds(probabilities: Array, truth: Array) -> Array:
     """Per label the threshold in .05 … .70 with the best F1."""
     grid = np.arange(0.05, 0.71, 0.025)
@@ -128,6 +150,7 @@ def everything(
         "pairs": minimal_pairs(data, axes, clean_only=False),
         "clean pairs": minimal_pairs(data, axes, clean_only=True),
         "independence": independence(data, axes),
+        "balanced independence": balanced_independence(data, axes),
     }
     if arousal is not None:
         rows = data.rows("test", "emobank")
@@ -163,5 +186,10 @@ def summary(table: dict[str, Any]) -> list[tuple[str, float, float | None]]:
         (f"gold predicted |r| {k}", v, None)
         for k, v in table["independence"].items()
         if "labels" not in k
+    ]
+    rows += [
+        (f"balanced predicted |r| {k}", v, None)
+        for k, v in table["balanced independence"].items()
+        if "-" in k and "labels" not in k
     ]
     return rows

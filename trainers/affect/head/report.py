@@ -91,6 +91,17 @@ def page(table: dict[str, Any], folder: str) -> str:
                 f"| {place} | {axis} | {row['n']} | {row['r']:.3f} | {row['low']:.3f} to"
                 f" {row['high']:.3f} | {row['mae']:.3f} | {row['sd_ratio']:.2f} |"
             )
+    free = table["balanced independence"]
+    lines += [
+        "",
+        f"Independence on {free['n']:.0f} gold and test rows, each of {free['cells']:.0f} cells",
+        "weighing the same (limit .30): "
+        + "; ".join(
+            f"|r| {pair} {free[pair]:.2f}, of the labels {free[pair + ' labels']:.2f}"
+            for pair in ("V-I", "V-T", "I-T")
+        )
+        + ".",
+    ]
     found, right = table["calibration"], table["archetypes"]["most probable is right"]
     lines += [
         "",
