@@ -78,6 +78,8 @@ class SessionHandle:
 
     async def forget(self, seq: int) -> bool:
         """Remove the memory of one turn."""
+        session = await self.open()
+        session.expected = [one for one in session.expected if one.seq != seq]
         return await self._limbic.parts.memory.forget(self.session_id, seq)
 
 

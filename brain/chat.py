@@ -26,7 +26,7 @@ from brain.errors import LimbicError, ProtocolError, StoreError
 from brain.events import Emit
 from brain.foresight import ForesightClient, ForesightState
 from brain.llm import LLMClient, LLMStream
-from brain.memory import Memory
+from brain.memory import Memory, Recalled
 from brain.schema import Affect, Message, check_text
 from brain.sessions import LateAnswer, Session, Sessions
 from brain.settings import Settings
@@ -47,6 +47,8 @@ PREFILL_DEADLINE_MS = 30_000
 WARM_DEADLINE_MS = 120_000  # the model may still be loading
 CONTEXT_TURNS = 2
 SIDE_MARGIN_MS = 25
+# Share of the window that recall waits for the message's vector before it goes without.
+RECALL_PATIENCE = 0.8
 
 
 @dataclass(slots=True)
@@ -136,6 +138,8 @@ class _LiveTurn:
         self.applied: list[LateAnswer] = []
         self.stream: LLMStream | None = None
         self.window = Window(results={}, open_ms=0.0)
+        self.recalled_by = ""
+        self.foreseen = False
 
     async def tokens(self) -> AsyncGenerator[str, None]:
         p, turn, session = self.p, self.turn, self.session
@@ -187,13 +191,14 @@ class _LiveTurn:
                 turn.text, context[-CONTEXT_TURNS:], turn_id=turn.turn_id, deadline_ms=deadline_ms
             )
         if p.foresight is not None:
-            sides["foresight"] = p.foresight.observe(
-                session.foresight, turn.text, turn_id=turn.turn_id, deadline_ms=deadline_ms
+            # A task, since recall looks for the same vector.
+            sides["foresight"] = asyncio.ensure_future(
+                p.foresight.observe(
+                    session.foresight, turn.text, turn_id=turn.turn_id, deadline_ms=deadline_ms
+                )
             )
         if p.settings.memory.enabled and session.history_start > 1:
-            sides["recall"] = p.memory.recall(
-                turn.session_id, turn.text, before_seq=session.history_start, at=self.sent_at
-            )
+            sides["recall"] = self._recall(sides.get("foresight"))
         if not sides:
             return Window(results={}, open_ms=0.0)
         prefill = asyncio.create_task(
@@ -209,6 +214,25 @@ class _LiveTurn:
             # What is evaluated stays cached at the server; the reply must not wait behind the rest.
             prefill.cancel()
 
+    async def _recall(self, observing: Awaitable[Any] | None) -> list[Recalled]:
+        """Memories for this message: by its vector; where that does not come in time, those looked
+        up for the message that was foreseen; by its words where there are none."""
+        p, turn, session = self.p, self.turn, self.session
+        vector, encoder = None, ""
+        if isinstance(observing, asyncio.Future):
+            patience_s = RECALL_PATIENCE * p.blend.soft_deadline_ms / 1000
+            await asyncio.wait([observing], timeout=patience_s)
+            if observing.done() and not observing.cancelled() and observing.exception() is None:
+                seen = observing.result()[0]
+                vector, encoder = seen.vector, seen.encoder
+            elif session.expected:
+                self.recalled_by = "anticipation"
+                return session.expected
+        return await p.memory.recall(
+            turn.session_id, turn.text, before_seq=session.history_start, at=self.sent_at,
+            vector=vector, encoder=encoder,
+        )  # fmt: skip
+
     def _take(self, window: Window) -> list[Event]:
         """Results in time become this turn's; answers that came late to earlier turns join once."""
         p, turn, session = self.p, self.turn, self.session
@@ -218,6 +242,9 @@ class _LiveTurn:
             turn.foresight, self.next_foresight = observed
         recalled = window.value("recall")
         turn.recalled = recalled[0].text if recalled else None
+        if recalled:
+            self.recalled_by = self.recalled_by or recalled[0].by
+            self.foreseen = any(one.seq == recalled[0].seq for one in session.expected)
         if turn.affect is not None:
             p.telemetry.affect(session.session_id, turn.turn_id, turn.text, turn.affect, late=False)
         events = [message_event(), *self._late_events()]
@@ -363,6 +390,7 @@ class _LiveTurn:
                     deadline_ms=p.settings.blend.hard_deadline_ms,
                 )
             await self._count_and_trim()
+            await self._anticipate_recall()
             await p.llm.prefill(
                 prompt.head(session.persona, session.history),
                 turn_id=turn.turn_id,
@@ -370,6 +398,18 @@ class _LiveTurn:
             )
         except LimbicError as error:
             p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
+
+    async def _anticipate_recall(self) -> None:
+        """Recall for the message that is foreseen, before its person writes it."""
+        p, session = self.p, self.session
+        session.expected = []
+        if p.foresight is None or session.foresight.predicted is None:
+            return
+        session.expected = await p.memory.recall(
+            session.session_id, "", before_seq=session.history_start, at=p.clock.time(),
+            vector=session.foresight.predicted, encoder=p.foresight.encoder,
+        )  # fmt: skip
+        p.telemetry.stats.note_expected([one.seq for one in session.expected])
 
     async def _ask_why(self) -> None:
         """Fetch why the message was scored as it was; nothing waits for it, nor does it stop when
@@ -422,6 +462,9 @@ class _LiveTurn:
             "surprise": turn.foresight.surprise if turn.foresight else None,
             "behaviour": turn.behaviour.model_dump() if turn.behaviour else None,
             "recalled": turn.recalled is not None,
+            "recalled_by": self.recalled_by or None,
+            "anticipated": len(self.session.expected),
+            "foreseen": self.foreseen,
             "llm": None if stream is None else {
                 "model": stream.model, "ttft_ms": stream.ttft_ms, "retries": stream.retries,
                 "prompt_tokens": stream.prompt_tokens, "cached_tokens": stream.cached_tokens,

@@ -141,6 +141,8 @@ class ForesightClient:
         self._clock = clock
         self._emit = emit
         self._dim: int | None = None
+        #: What made the last vectors; empty while unknown. Vectors of others mean something else.
+        self.encoder = ""
 
     async def observe(
         self, state: ForesightState, text: str, *, turn_id: str, deadline_ms: int
@@ -156,7 +158,9 @@ class ForesightClient:
         started = self._clock.monotonic()
         with self._breaker.guard():
             body = await self._post("/encode", {"texts": [text]}, turn_id, deadline_ms)
-            vector = self._embedding(parse_wire(Embeddings, body, remote=REMOTE))
+            answer = parse_wire(Embeddings, body, remote=REMOTE)
+            vector = self._embedding(answer)
+            self.encoder = answer.encoder
         if state.dim not in (None, len(vector)):
             self._emit("foresight_reset", turn_id=turn_id, before=state.dim, now=len(vector))
             state = ForesightState()
@@ -171,6 +175,7 @@ class ForesightClient:
             surprise=surprise,
             distance=distance,
             vector=vector,
+            encoder=self.encoder,
             latency_ms=(self._clock.monotonic() - started) * 1000,
         )
         vectors = (*state.vectors, vector)[-CONTEXT_VECTORS:]

@@ -79,7 +79,7 @@ def to_keep(text: str, affect: Affect | None, foresight: Foresight | None) -> Ne
     return NewMemory(
         text=text,
         weight=weight,
-        encoder=foresight.model if foresight is not None and vector else None,
+        encoder=foresight.encoder if foresight is not None and vector else None,
         vector=pack(vector) if vector else None,
     )
 
@@ -104,15 +104,17 @@ class Memory:
         before_seq: int,
         at: float,
         vector: Vector | None = None,
+        encoder: str = "",
     ) -> list[Recalled]:
         """Memories near ``text`` (or ``vector``) among turns before ``before_seq``, best first.
 
-        Turns from ``before_seq`` on are in the prompt already. Empty when disabled.
+        Turns from ``before_seq`` on are in the prompt already. A vector is compared with those of
+        the same ``encoder`` alone; others are found by their words. Empty when disabled.
         """
         s = self._settings
         if not s.enabled or s.max_recalled == 0 or before_seq <= 1:
             return []
-        found = await self._store.run(_candidates, session_id, text, vector, before_seq)
+        found = await self._store.run(_candidates, session_id, text, vector, encoder, before_seq)
         half_life_s = s.recency_half_life_days * DAY_S
         ranked = [
             Recalled(
@@ -151,6 +153,7 @@ def _candidates(
     session_id: str,
     text: str,
     vector: Vector | None,
+    encoder: str,
     before_seq: int,
 ) -> list[Candidate]:
     found: dict[int, Candidate] = {}
@@ -158,9 +161,9 @@ def _candidates(
         load_vec(connection)
         rows = connection.execute(
             "SELECT seq, text, 1.0 - vec_distance_cosine(vector, ?), weight, created_at"
-            " FROM memories WHERE session_id=? AND seq<? AND length(vector)=? ORDER BY 3 DESC"
-            " LIMIT ?",
-            (pack(vector), session_id, before_seq, 4 * len(vector), CANDIDATES),
+            " FROM memories WHERE session_id=? AND seq<? AND length(vector)=? AND encoder=?"
+            " ORDER BY 3 DESC LIMIT ?",
+            (pack(vector), session_id, before_seq, 4 * len(vector), encoder, CANDIDATES),
         )
         found = {
             seq: (seq, words, max(0.0, cosine), weight, at, "vector")

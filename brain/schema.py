@@ -83,10 +83,12 @@ class Prediction(WireFrame):
 
 
 class Embeddings(WireFrame):
-    """The encoder's answer (``POST /encode``): ``embeddings`` of ``shape`` [N, D]."""
+    """The encoder's answer (``POST /encode``): ``embeddings`` of ``shape`` [N, D]; ``encoder`` says
+    which one made them, where it tells."""
 
     embeddings: Annotated[tuple[Vector, ...], Field(max_length=4096)]
     shape: tuple[int, int]
+    encoder: Annotated[str, Field(max_length=200)] = ""
 
 
 class Foresight(Frame):
@@ -94,7 +96,7 @@ class Foresight(Frame):
 
     ``surprise`` is the percentile, in [0, 1], of the distance between the message and its
     prediction within the session's own history; ``None`` until there is a prediction.
-    ``vector`` is the message's own embedding, kept for memory.
+    ``vector`` is the message's own embedding, kept for memory, and ``encoder`` what made it.
     """
 
     surprise: Unit | None = None
@@ -102,6 +104,7 @@ class Foresight(Frame):
     vector: Vector | None = None
     latency_ms: Millis = 0.0
     model: str = ""
+    encoder: str = ""
 
 
 class Behaviour(Frame):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from brain.clock import Clock
 from brain.foresight import ForesightState
+from brain.memory import Recalled
 from brain.persona import Persona
 from brain.prompt import Exchange
 from brain.schema import Affect, Foresight, check_id
@@ -50,6 +51,8 @@ class Session:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     late: list[LateAnswer] = field(default_factory=list)
     last_affect: Affect | None = None
+    #: Memories near the message that is foreseen next, looked up before it comes.
+    expected: list[Recalled] = field(default_factory=list)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     kept: set[asyncio.Task[None]] = field(default_factory=set)
     waiting: int = 0
@@ -155,7 +158,7 @@ class Sessions:
                 return None
             fresh = await self._load(session_id)
             session.history, session.history_start = fresh.history, fresh.history_start
-            session.foresight, session.late = ForesightState(), []
+            session.foresight, session.late, session.expected = ForesightState(), [], []
             session.engine = fresh.engine
             self._on_uncached(session)
             return undone.user_text

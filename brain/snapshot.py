@@ -68,6 +68,7 @@ class Snapshot:
         self._clock = clock
         self._started = clock.monotonic()
         self._sides = {"affect": Side(), "foresight": Side()}
+        self._expected: list[int] = []
         self._last_affect: dict[str, Any] | None = None
         self._surprise: float | None = None
         self._behaviour: dict[str, Any] = {}
@@ -88,6 +89,10 @@ class Snapshot:
         for item in self._recent:
             if item["turn_id"] == turn_id:
                 item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
+
+    def note_expected(self, turns: list[int]) -> None:
+        """The turns whose memories were looked up for the message foreseen next."""
+        self._expected = turns
 
     def note_reasoning(self, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was; it comes after the scores."""
@@ -152,7 +157,11 @@ class Snapshot:
             "status": "unready" if unready else "degraded" if reasons else "ok",
             "problems": reasons,
             "affect": {"last": self._last_affect, **self._sides["affect"].summary()},
-            "foresight": {"surprise": self._surprise, **self._sides["foresight"].summary()},
+            "foresight": {
+                "surprise": self._surprise,
+                "expected": self._expected,
+                **self._sides["foresight"].summary(),
+            },
             "hormones": {name: round(level, 4) for name, level in hormones.items()},
             "behaviour": self._behaviour,
             "llm": {

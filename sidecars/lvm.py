@@ -157,7 +157,13 @@ class LvmService(Service):
     async def _encode_route(self, request: web.Request) -> web.Response:
         body = await read_body(request, EncodeRequest)
         vectors = await self._submit(Job(texts=body.texts), context_of(request, body).deadline)
-        return json_response({"embeddings": vectors.tolist(), "shape": list(vectors.shape)})
+        return json_response(
+            {
+                "embeddings": vectors.tolist(),
+                "shape": list(vectors.shape),
+                "encoder": self._encoder.sha256,
+            }
+        )
 
     async def _infer(self, request: web.Request) -> web.Response:
         arrived = time.monotonic()

@@ -74,6 +74,8 @@ class Commands:
                 found = await self.handle.memories(MEMORIES)
                 width = max(20, shutil.get_terminal_size().columns - 16)
                 lines = [f"  {seq:>4}  {weight:.2f}  {clip(t, width)}" for seq, weight, t in found]
+                expected = (await self.handle.open()).expected
+                lines += [f"  expected next: {clip(one.text, width)}" for one in expected]
                 return lines or ["no memories yet"]
             case ["forget", number] if number.isascii() and number.isdigit():
                 known = len(number) < 19 and await self.handle.forget(int(number))
