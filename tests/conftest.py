@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import settings
 
 from brain.app import Limbic
 from brain.settings import Settings, load_settings
@@ -19,6 +20,10 @@ from tests.fakes.side_server import FakeSide
 # Whoever started the tests may ignore hang-ups (nohup, some CI services) and children inherit that;
 # the tests send them on purpose.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Hypothesis would fail an example that takes 200 ms: a busy machine is not a defect.
+settings.register_profile("limbic", deadline=None)
+settings.load_profile("limbic")
 
 OpenLimbic = Callable[..., AbstractAsyncContextManager[Limbic]]
 

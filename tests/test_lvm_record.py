@@ -11,8 +11,8 @@ from trainers.lvm.record import main
 
 
 def write_run(folder: Path, name: str, cosines: list[float]) -> Path:
-    def figure(mean: float) -> dict[str, float]:
-        return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+    def figure(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "interval": [mean - 0.01, mean + 0.01]}  # as trainers.lvm.report
 
     def row(mean: float) -> dict[str, Any]:
         return {key: figure(mean) for key in ("cosine", "margin", "mrr", "hit10")}

@@ -45,12 +45,12 @@ def render(runs: list[dict[str, Any]]) -> str:
         rows.append((run["recipe"]["name"], run["table"]["ours"], end, str(len(run["history"])),
                      f"{run['seconds']:.0f}"))  # fmt: skip
     for name, row, end, epochs, seconds in rows:
-        cosine, mrr = row["cosine"], row["mrr"]
-        lines.append(
-            f"| {name} | {cosine['mean']:.3f} [{cosine['low']:.3f}, {cosine['high']:.3f}] |"
-            f" {row['margin']['mean']:+.3f} | {mrr['mean']:.3f} [{mrr['low']:.3f},"
-            f" {mrr['high']:.3f}] | {end} | {epochs} | {seconds} |"
+        cosine, mrr = (
+            f"{row[key]['mean']:.3f} [{row[key]['interval'][0]:.3f}, {row[key]['interval'][1]:.3f}]"
+            for key in ("cosine", "mrr")
         )
+        margin = f"{row['margin']['mean']:+.3f}"
+        lines.append(f"| {name} | {cosine} | {margin} | {mrr} | {end} | {epochs} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
