@@ -22,13 +22,14 @@ from uuid import uuid4
 from brain.affect_classifier import AffectClassifier
 from brain.blend import Blend
 from brain.breaker import CircuitBreaker
-from brain.chat import Chat, Parts
+from brain.chat import Chat
 from brain.clock import Clock, SystemClock
 from brain.errors import ConfigError, LimbicError, SidecarDown
 from brain.events import Endpoint, EndpointSource
 from brain.foresight import ForesightClient
 from brain.llm import LLMClient
 from brain.memory import Memory
+from brain.parts import Parts
 from brain.persona import Persona, list_personas, load_persona
 from brain.remote import open_http
 from brain.schema import check_id

@@ -13,23 +13,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from brain import memory as memories
 from brain import prompt
-from brain.affect_classifier import AffectClassifier
 from brain.behaviour import behave
-from brain.blend import Blend, SideResult, Window
+from brain.blend import SideResult, Window
 from brain.clock import Clock
 from brain.errors import LimbicError, ProtocolError, StoreError
-from brain.events import Emit
-from brain.foresight import ForesightClient, ForesightState
-from brain.llm import LLMClient, LLMStream
-from brain.memory import Memory, Recalled
+from brain.foresight import ForesightState
+from brain.idle_work import IdleWork
+from brain.llm import LLMStream
+from brain.memory import Recalled
+from brain.parts import PREFILL_DEADLINE_MS, Parts
 from brain.schema import Affect, Message, check_text
-from brain.sessions import LateAnswer, Session, Sessions
-from brain.settings import Settings
+from brain.sessions import LateAnswer, Session
 from brain.state import (
     Event,
     HormoneState,
@@ -38,34 +36,14 @@ from brain.state import (
     message_event,
     surprise_event,
 )
-from brain.store import Store
 from brain.store_sql import StoredTurn, TurnCommit
-from brain.telemetry import Telemetry
 from brain.turn import Turn
 
-PREFILL_DEADLINE_MS = 30_000
 WARM_DEADLINE_MS = 120_000  # the model may still be loading
 CONTEXT_TURNS = 2
 SIDE_MARGIN_MS = 25
 # Share of the window that recall waits for the message's vector before it goes without.
 RECALL_PATIENCE = 0.8
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a turn needs; chat is complete without ``classifier`` and ``foresight``."""
-
-    settings: Settings
-    clock: Clock
-    emit: Emit
-    telemetry: Telemetry
-    store: Store
-    sessions: Sessions
-    memory: Memory
-    blend: Blend
-    llm: LLMClient
-    classifier: AffectClassifier | None = None
-    foresight: ForesightClient | None = None
 
 
 class Chat:
@@ -303,7 +281,7 @@ class _LiveTurn:
         except StoreError as error:
             self.p.emit("late_not_stored", turn_id=self.turn.turn_id, error=str(error))
         if not affect.reasoning:
-            await self._ask_why()
+            await IdleWork(self.p, self.session, self.turn).ask_why()
 
     async def _commit(self, events: list[Event], error: LimbicError | None) -> None:
         """Write everything in one transaction; a cancellation that comes meanwhile comes after."""
@@ -354,9 +332,10 @@ class _LiveTurn:
         _stamp(turn, "total_ms", self.started, p.clock)
         record["timings"]["total_ms"] = round(turn.timings["total_ms"], 2)
         p.telemetry.turn(record, turn)
-        session.spawn(asyncio.create_task(self._afterwards()))
+        idle = IdleWork(p, session, turn)
+        session.spawn(asyncio.create_task(idle.run()))
         if p.classifier is not None and turn.affect is not None and not turn.affect.reasoning:
-            session.keep(asyncio.create_task(self._ask_why()))
+            session.keep(asyncio.create_task(idle.ask_why()))
 
     async def abandon(
         self, status: Literal["cancelled", "failed"], error: LimbicError | None
@@ -377,73 +356,6 @@ class _LiveTurn:
             )  # fmt: skip
         except (StoreError, asyncio.CancelledError) as problem:
             p.emit("abandon_not_stored", turn_id=turn.turn_id, error=repr(problem))
-
-    async def _afterwards(self) -> None:
-        """Idle work after a commit: real token counts, trimming, prefill, anticipation."""
-        p, session, turn = self.p, self.session, self.turn
-        try:
-            # First what the next turn needs, however soon it comes; it costs a few milliseconds.
-            if p.foresight is not None and session.foresight.vectors:
-                session.foresight = await p.foresight.anticipate(
-                    session.foresight,
-                    turn_id=turn.turn_id,
-                    deadline_ms=p.settings.blend.hard_deadline_ms,
-                )
-            await self._count_and_trim()
-            await self._anticipate_recall()
-            await p.llm.prefill(
-                prompt.head(session.persona, session.history),
-                turn_id=turn.turn_id,
-                deadline_ms=PREFILL_DEADLINE_MS,
-            )
-        except LimbicError as error:
-            p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
-
-    async def _anticipate_recall(self) -> None:
-        """Recall for the message that is foreseen, before its person writes it."""
-        p, session = self.p, self.session
-        session.expected = []
-        if p.foresight is None or session.foresight.predicted is None:
-            return
-        session.expected = await p.memory.recall(
-            session.session_id, "", before_seq=session.history_start, at=p.clock.time(),
-            vector=session.foresight.predicted, encoder=p.foresight.encoder,
-        )  # fmt: skip
-        p.telemetry.stats.note_expected([one.seq for one in session.expected])
-
-    async def _ask_why(self) -> None:
-        """Fetch why the message was scored as it was; nothing waits for it, nor does it stop when
-        the next message comes."""
-        p, turn = self.p, self.turn
-        assert p.classifier is not None
-        try:
-            reasoning = await p.classifier.reasoning(
-                turn_id=turn.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
-            )
-        except LimbicError as error:
-            p.emit("reason_missing", turn_id=turn.turn_id, error=str(error))
-            return
-        p.telemetry.reasoning(turn.session_id, turn.turn_id, reasoning)
-
-    async def _count_and_trim(self) -> None:
-        p, session = self.p, self.session
-        last = session.history[-1]
-        counts = await p.llm.count_tokens([last.user, last.reply])
-        tokens = sum(counts) + 2 * prompt.PER_MESSAGE_TOKENS
-        if tokens != last.tokens:
-            session.history[-1] = prompt.Exchange(last.seq, last.user, last.reply, tokens)
-            await p.store.set_tokens(session.session_id, last.seq, tokens)
-        start = prompt.window_start(
-            session.history,
-            session.history_start,
-            budget_tokens=prompt.history_budget(p.settings),
-            trim_fraction=p.settings.chat.trim_fraction,
-        )
-        if start != session.history_start:
-            await p.store.set_history_start(session.session_id, start)
-            session.history_start = start
-            session.history = [e for e in session.history if e.seq >= start]
-            p.emit("history_trimmed", session_id=session.session_id, start=start)
 
     def _record(self, status: str, error: LimbicError | None) -> dict[str, Any]:
         """The canonical line of a turn: every phase, what was late, tokens, levels, error."""

@@ -23,6 +23,7 @@ AXES = ("valence", "intimacy", "tension")
 KIND = "affect-encoder"
 MAX_REASON_WORDS = 24
 SMALLEST_SHIFT = 0.05
+ONE_WORD = "one word: there is nothing to leave out"
 # Confidence of what the head was not made for: text it read only in part, or cannot read.
 CUT_CONFIDENCE = 0.5
 FOREIGN_CONFIDENCE = 0.3
@@ -163,13 +164,6 @@ class AffectHead:
             if named:
                 parts.append(f"{axis}: {', '.join(named)}")
         return "; ".join(parts) or "no single word moves any axis"
-
-    def reason(self, message: Message) -> str:
-        """Which words moved which axis, in one sentence; leave-one-out, at once."""
-        words, variants = self.leave_one_out(message)
-        if len(words) < 2:
-            return "one word: there is nothing to leave out"
-        return self.tell(words, np.concatenate([self.axes([one]) for one in variants]))
 
     def _run(self, messages: Sequence[Message]) -> dict[str, NDArray[np.float32]]:
         out = self._model.run(

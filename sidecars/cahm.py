@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints
 
 from brain.errors import ConfigError
 from brain.schema import MAX_REASONING_CHARS, MAX_TEXT_CHARS, WireFrame, check_text
-from sidecars.affect_head import AffectHead, Message, Scores
+from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
 from sidecars.batching import MicroBatcher, Shed
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
@@ -206,7 +206,7 @@ class CahmService(Service):
         assert self._batcher is not None
         words, variants = self._head.leave_one_out(message)
         if len(words) < 2:
-            return self._head.reason(message)
+            return ONE_WORD
         rows = []
         for one in variants:
             while (rest := self._last_arrival + QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110

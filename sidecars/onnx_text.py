@@ -175,10 +175,6 @@ class TextModel:
         return {name: np.concatenate(chunks)[back] for name, chunks in parts.items()}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-
-
 def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
     shape = (len(batch), max(len(e.ids) for e in batch))
     ids, mask, kinds = (np.zeros(shape, np.int64) for _ in range(3))
@@ -188,3 +184,7 @@ def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
         mask[row, :length] = 1
         kinds[row, :length] = encoding.type_ids
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

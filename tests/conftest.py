@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -81,3 +82,10 @@ def log_lines(limbic: Limbic, name: str = "turns.jsonl") -> list[dict[str, Any]]
     """The parsed lines of one log file; call after ``telemetry.flush()`` or after closing."""
     path = limbic.telemetry.directory / name
     return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+async def idle(limbic: Limbic) -> None:
+    """Wait until the idle work of every session is done."""
+    for session in limbic.parts.sessions.open_sessions():
+        while session.background or session.kept:
+            await asyncio.wait([*session.background, *session.kept])

@@ -9,10 +9,9 @@ from brain.foresight import ForesightClient
 from brain.memory import Memory, Recalled, pack
 from brain.settings import MemorySettings
 from brain.store import Store
-from tests.conftest import OpenLimbic, log_lines
+from tests.conftest import OpenLimbic, idle, log_lines
 from tests.fakes.llm_server import FakeLLM
 from tests.fakes.side_server import Answer, FakeSide, embedding
-from tests.test_chat import idle
 
 DOG = "My dog Rex died last winter and I still miss him"
 EMBEDDED = "scripted-encoder"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from brain.app import Limbic
 from brain.errors import (
     InputError,
     LimbicError,
@@ -18,19 +17,11 @@ from brain.errors import (
     TextTooLong,
     TurnConflict,
 )
-from brain.sessions import MAX_KEPT
-from tests.conftest import OpenLimbic, log_lines
+from tests.conftest import OpenLimbic, idle, log_lines
 from tests.fakes.llm_server import FakeLLM, Script, broken, refuse, reply, stalled
-from tests.fakes.side_server import AFFECT, REASONING, Answer, FakeSide
+from tests.fakes.side_server import AFFECT, Answer, FakeSide
 
 HARSH = {**AFFECT, "valence": -0.9, "intimacy": 0.7, "tension": 0.9, "confidence": 1.0}
-
-
-async def idle(limbic: Limbic) -> None:
-    """Wait until the idle work of every session is done."""
-    for session in limbic.parts.sessions.open_sessions():
-        while session.background or session.kept:
-            await asyncio.wait([*session.background, *session.kept])
 
 
 async def test_a_turn_streams_commits_and_is_logged(llm: FakeLLM, open_limbic: OpenLimbic) -> None:
@@ -456,58 +447,3 @@ async def test_bad_settings_stop_the_start_before_anything_runs(
         async with open_limbic(llm, CHAT__PERSONA="nobody"):
             raise AssertionError("must not open")
     assert not (tmp_path / "data").exists()
-
-
-def reasons(limbic: Limbic) -> list[str]:
-    snapshot = limbic.telemetry.snapshot(sidecars={}, hormones={}, breaker="closed")
-    return [row["reasoning"] for row in snapshot["recent"]]
-
-
-async def test_the_reason_of_a_turn_reaches_telemetry_after_it(
-    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
-) -> None:
-    async with open_limbic(llm, side) as limbic:
-        await limbic.session().say("a rough day", turn_id="t1")
-        await idle(limbic)
-        assert reasons(limbic) == ["tension: “rough” +0.20"]
-    assert [request.body["turn_id"] for request in side.asked(REASONING)] == ["t1"]
-
-
-async def test_a_quick_next_message_does_not_lose_the_last_ones_reason(
-    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
-) -> None:
-    side.enqueue(REASONING, Answer(hold=True))
-    async with open_limbic(llm, side) as limbic:
-        await limbic.session().say("a rough day", turn_id="t1")
-        await limbic.session().say("and another", turn_id="t2")
-        side.release()
-        await idle(limbic)
-        assert len(side.asked(REASONING)) == 2
-        assert reasons(limbic) == ["tension: “rough” +0.20"] * 2
-
-
-@pytest.mark.parametrize(
-    "answer", [Answer(status=500), Answer(status=404), Answer(body=b"{"), Answer(reset=True)]
-)
-async def test_a_reason_that_fails_costs_nothing_but_itself(
-    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic, answer: Answer
-) -> None:
-    side.enqueue(REASONING, answer, answer, answer)
-    async with open_limbic(llm, side) as limbic:
-        turn = limbic.session().say("a rough day")
-        assert await turn == "Hello there!"
-        await idle(limbic)
-        assert turn.affect is not None and reasons(limbic) == [""]
-    assert any(line["event"] == "reason_missing" for line in log_lines(limbic, "events.jsonl"))
-
-
-async def test_reasons_that_never_come_are_bounded_and_end_with_the_brain(
-    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
-) -> None:
-    side.enqueue(REASONING, *[Answer(hold=True)] * 40)
-    async with open_limbic(llm, side) as limbic:
-        for number in range(20):
-            await limbic.session().say(f"message {number}")
-        (session,) = limbic.parts.sessions.open_sessions()
-        assert len(session.kept) <= MAX_KEPT
-    assert not session.kept or all(task.done() for task in session.kept)

@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from trainers.lvm.baselines import CopyLast, MeanFive, Predictor, fit_baselines, sample
+from trainers.lvm.baselines import MeanFive, Predictor, fit_baselines, sample
 from trainers.lvm.bootstrap import cluster_interval
 from trainers.lvm.diagnose import optimal_margin, r_min
 from trainers.lvm.errors import TooFewWindows
-from trainers.lvm.fivecat import offset_curve, predict
+from trainers.lvm.fivecat import OFFSETS, offset_curve, predict
 from trainers.lvm.retrieval import document_ranks, is_context, pessimistic_ranks
 from trainers.lvm.store import VectorStore, unit
 
 TILTS = (-0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 POINTS = ("constant mean", "copy-last", "mean-5", "scalars", "ridge")
-TARGET, LAST = 5, 4  # columns of k = 0 and k = −1 in OFFSETS
+TARGET, LAST = OFFSETS.index(0), OFFSETS.index(-1)
 RANKER_WINDOWS = 3_000
 RANKER_PENALTY = 1e-6  # weights of cosines are in the tens
 
@@ -140,11 +140,11 @@ def frontier(
         raise TooFewWindows(f"there is no window in the split '{split}'")
     documents = store.document_of(targets)
     fitted = fit_baselines(store, seed=seed)
-    last = predict(CopyLast(), store, targets)
-    bases = {"ridge": predict(fitted["ridge"], store, targets)}
+    known = {n: predict(fitted[n], store, targets) for n in POINTS}
+    last, bases = known["copy-last"], {"ridge": known["ridge"]}
     if model is not None:
         bases[name] = predict(model, store, targets)
-    points = {n: point(predict(fitted[n], store, targets), store, targets) for n in POINTS}
+    points = {n: point(vectors, store, targets) for n, vectors in known.items()}
     curves = {
         n: [{"tilt": t, **point(tilted(v, last, t), store, targets)} for t in TILTS]
         for n, v in bases.items()
@@ -154,8 +154,8 @@ def frontier(
     ranker.fit(sample(store.windows("train"), RANKER_WINDOWS, seed))
     ranked = ranker.reciprocal_ranks(targets)
     best_name = max(points, key=lambda n: points[n]["mrr"])
-    best_vectors = predict(fitted[best_name], store, targets)
-    ranks, _ = document_ranks(store, targets, lambda at, c: best_vectors[at] @ c.T)
+    best = known[best_name]
+    ranks, _ = document_ranks(store, targets, lambda at, c: best[at] @ c.T)
     gain = cluster_interval(ranked - 1.0 / ranks, documents, seed=seed)
     top = max(found["cosine"] for found in points.values())
     reach = max([top, *(rows[TILTS.index(0.0)]["cosine"] for rows in curves.values())])

@@ -16,7 +16,7 @@ from trainers.lvm import checkpoint
 from trainers.lvm.batches import Batch, Corpus, count_batches, epoch_batches
 from trainers.lvm.export import export
 from trainers.lvm.losses import cosine_loss, rank_losses
-from trainers.lvm.measure import Judge, baselines, fit_linear, fit_scalars
+from trainers.lvm.measure import Judge, Measured, baselines, fit_linear, fit_scalars
 from trainers.lvm.networks import TwoHeads, count_parameters
 from trainers.lvm.recipes import Recipe
 from trainers.lvm.report import METRICS, report
@@ -189,7 +189,22 @@ def train(
                 },
             )
     log.close()
-    final = average.module
+    metrics = _finish(recipe, corpus, judge, table, average.module, kept, out)
+    metrics |= {"seconds": round(spent, 1), "valid_windows": len(valid.targets)}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    return metrics
+
+
+def _finish(
+    recipe: Recipe,
+    corpus: Corpus,
+    judge: Judge,
+    table: dict[str, Measured],
+    final: TwoHeads,
+    kept: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Each head at its best epoch, rounded as it ships: measured, then exported."""
     final.rank.load_state_dict(kept["rank"]["weights"])
     final.vector.load_state_dict(kept["vector"]["weights"])
     with torch.no_grad():  # what is measured is what is shipped: the rounded weights
@@ -201,9 +216,7 @@ def train(
         "recipe": asdict(recipe),
         "epochs": {head: kept[head]["epoch"] for head in kept},
         "parameters": count_parameters(final),
-        "seconds": round(spent, 1),
         "train_windows": len(corpus.targets),
-        "valid_windows": len(valid.targets),
     }
     metrics["bytes"] = export(
         out / "model",
@@ -213,5 +226,4 @@ def train(
         encoder_sha256=corpus.encoder,
         measured=metrics["table"]["ours"],
     )
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
     return metrics
