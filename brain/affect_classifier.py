@@ -7,6 +7,7 @@ Values outside it are refused, never clamped.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import aiohttp
@@ -19,6 +20,7 @@ from brain.schema import Affect, Reasoning, parse_wire
 
 REMOTE = "cahm"
 MAX_CONTEXT = 2
+MAX_CONTEXT_CHARS = 2_000  # the head reads far less, and the end of what was said
 MAX_ANSWER_BYTES = 64 * 1024
 
 
@@ -59,7 +61,7 @@ class AffectClassifier:
                     self._http,
                     self._endpoint,
                     "/v1/affect",
-                    {"text": text, "context": list(context[-MAX_CONTEXT:])},
+                    {"text": text, "context": [_plain(said) for said in context[-MAX_CONTEXT:]]},
                     remote=REMOTE,
                     clock=self._clock,
                     turn_id=turn_id,
@@ -97,3 +99,12 @@ class AffectClassifier:
             max_bytes=MAX_ANSWER_BYTES,
         )
         return parse_wire(Reasoning, body, remote=REMOTE).reasoning
+
+
+def _plain(said: str) -> str:
+    """The end of a text without what the head refuses: a reply may hold any character, and must
+    not cost the next message its scores."""
+    end = said[-MAX_CONTEXT_CHARS:]
+    return "".join(
+        " " if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in end
+    )

@@ -327,6 +327,8 @@ class _LiveTurn:
         )
         session.last_affect = turn.affect or session.last_affect
         session.late = [answer for answer in session.late if answer not in self.applied]
+        session.expected = []  # they were for this message
+        p.telemetry.stats.note_expected([])
         if self.next_foresight is not None:
             session.foresight = self.next_foresight
         _stamp(turn, "total_ms", self.started, p.clock)

@@ -19,30 +19,35 @@ class IdleWork:
         self.p, self.session, self.turn = parts, session, turn
 
     async def run(self) -> None:
-        """Idle work after a commit: real token counts, trimming, prefill, anticipation."""
-        p, session, turn = self.p, self.session, self.turn
-        try:
-            # First what the next turn needs, however soon it comes; it costs a few milliseconds.
-            if p.foresight is not None and session.foresight.vectors:
-                session.foresight = await p.foresight.anticipate(
-                    session.foresight,
-                    turn_id=turn.turn_id,
-                    deadline_ms=p.settings.blend.hard_deadline_ms,
-                )
-            await self._count_and_trim()
-            await self._anticipate_recall()
-            await p.llm.prefill(
-                prompt.head(session.persona, session.history),
-                turn_id=turn.turn_id,
-                deadline_ms=PREFILL_DEADLINE_MS,
+        """Foresight, real token counts and trimming, recall, prefill. A step that fails, because
+        its model is down, does not keep the others from their work."""
+        for step in (self._foresee, self._count_and_trim, self._anticipate_recall, self._prefill):
+            try:
+                await step()
+            except LimbicError as error:
+                self.p.emit("idle_work_failed", turn_id=self.turn.turn_id, error=str(error))
+
+    async def _foresee(self) -> None:
+        """First, since the next turn needs it, however soon it comes; a few milliseconds."""
+        p, session = self.p, self.session
+        if p.foresight is not None and session.foresight.vectors:
+            session.foresight = await p.foresight.anticipate(
+                session.foresight,
+                turn_id=self.turn.turn_id,
+                deadline_ms=p.settings.blend.hard_deadline_ms,
             )
-        except LimbicError as error:
-            p.emit("idle_work_failed", turn_id=turn.turn_id, error=str(error))
+
+    async def _prefill(self) -> None:
+        p, session = self.p, self.session
+        await p.llm.prefill(
+            prompt.head(session.persona, session.history),
+            turn_id=self.turn.turn_id,
+            deadline_ms=PREFILL_DEADLINE_MS,
+        )
 
     async def _anticipate_recall(self) -> None:
         """Recall for the message that is foreseen, before its person writes it."""
         p, session = self.p, self.session
-        session.expected = []
         if p.foresight is None or session.foresight.predicted is None:
             return
         session.expected = await p.memory.recall(

@@ -20,7 +20,7 @@ import numpy as np
 from aiohttp import web
 from pydantic import Field, StringConstraints
 
-from brain.errors import ConfigError
+from brain.errors import ConfigError, InputError
 from brain.schema import MAX_REASONING_CHARS, MAX_TEXT_CHARS, WireFrame, check_text
 from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
 from sidecars.batching import MicroBatcher, Shed
@@ -44,8 +44,12 @@ class AffectItem(WireFrame):
 
     def message(self) -> Message:
         """Checked: raises InputError for empty text, and for control characters in any text."""
-        context = tuple(check_text(c) for c in self.context if c.strip())
-        return Message(check_text(self.text), context)
+        text = check_text(self.text)
+        try:
+            context = tuple(check_text(c) for c in self.context if c.strip())
+        except InputError as error:
+            raise InputError(f"context: {error}") from error
+        return Message(text, context)
 
 
 class AffectRequest(AffectItem, Timed):

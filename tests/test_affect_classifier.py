@@ -163,3 +163,13 @@ async def test_a_sidecar_that_is_down_answers_at_once_and_is_not_a_failure() -> 
             await r.score()
         r.source.error = None
         assert (await r.score()).confidence == 0.8
+
+
+async def test_a_reply_with_control_characters_does_not_cost_the_next_message_its_scores() -> None:
+    async with rig() as r:
+        said = ["x" * 5_000 + "hi\x00\r\n", "\x1b[31mred\x1b[0m \ud800 end\tof it"]
+        await r.score(context=said)
+        (request,) = r.side.requests
+    first, second = request.body["context"]
+    assert first.endswith("xhi  \n") and len(first) == 2_000
+    assert second == " [31mred [0m   end\tof it"

@@ -33,6 +33,8 @@ def test_perfect_predictions_give_perfect_figures_and_a_page_says_met() -> None:
     assert table["archetypes"]["most probable is right"] == 1.0
     text = page(table, "pictures")
     assert "| gold valence r | 1.000 (met) | 0.75 |" in text
+    table_rows = [line for line in text.splitlines() if "predicted" in line and line[0] == "|"]
+    assert table_rows and all(line.replace(r"\|", "").count("|") == 4 for line in table_rows)
     assert all(f"pictures/affect-{name}.png" in text for name in PICTURES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from brain.app import Limbic
-from brain.foresight import ForesightClient
+from brain.foresight import ForesightClient, ForesightState
 from brain.memory import Memory, Recalled, pack
 from brain.settings import MemorySettings
 from brain.store import Store
@@ -127,6 +127,42 @@ async def test_a_chat_whose_lvm_is_down_sends_the_same_prompts_as_one_without(
     async with open_limbic(llm, side) as limbic:
         assert isinstance(limbic.parts.foresight, ForesightClient)
         assert await prompts(limbic, seen) == without
+
+
+async def test_an_lvm_that_goes_down_stops_neither_trimming_nor_prefill(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+) -> None:
+    limits = {"CHAT__HISTORY_TOKENS": 200, "CHAT__TRIM_FRACTION": 0.2}
+    async with open_limbic(llm, side, **limits) as limbic:
+        for number in range(12):
+            side.enqueue("/infer", Answer(status=500))
+            await limbic.session().say(f"message {number} " + "word " * 15)
+            await idle(limbic)
+        (session,) = limbic.parts.sessions.open_sessions()
+        assert session.history_start > 1
+        prefilled = [r.body["messages"] for r in llm.others if r.path == "/v1/prefill"]
+        # After the last turn, the history with it: a head that ends with its reply.
+        assert prefilled[-1][-1]["role"] == "assistant"
+    failed = [
+        row for row in log_lines(limbic, "events.jsonl") if row["event"] == "idle_work_failed"
+    ]
+    assert failed
+
+
+async def test_what_was_expected_serves_one_message_alone(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+) -> None:
+    side.enqueue("/encode", encoded(DOG), Answer(status=500), Answer(status=500))
+    async with open_limbic(llm, side) as limbic:
+        await talk_then_forget_the_prompt(limbic)
+        (session,) = limbic.parts.sessions.open_sessions()
+        session.expected = [Recalled(seq=1, text=DOG, score=1.0, by="vector")]
+        session.foresight = ForesightState()  # nothing to foresee the message after from
+        first, second = limbic.session().say("zzz"), limbic.session().say("yyy")
+        await first
+        await idle(limbic)
+        await second
+        assert (first.recalled, second.recalled) == (DOG, None)
 
 
 async def test_surprise_is_high_where_the_subject_changes(

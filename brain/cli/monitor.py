@@ -39,7 +39,7 @@ KEPT_LINES = 200
 PLAIN_LINES = 10
 ADVICE = {
     401: "; it wants a token: name the variable that holds it with --token-env",
-    403: "; it does not know this address: use the host name that it was started with",
+    400: "; if it refuses this host name, use the one that it was started with",
     404: "; is this a limbic serve?",
 }
 MAX_SNAPSHOT = 4 << 20

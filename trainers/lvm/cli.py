@@ -190,7 +190,7 @@ def frontier(
         name=model.name if model is not None else "ours",
         split=split,
         windows=windows,
-        wish=(cosine, margin) if cosine is not None else None,
+        wish=(cosine, margin),
         seed=seed,
     )
     if picture is not None:

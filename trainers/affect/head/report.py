@@ -83,7 +83,8 @@ def page(table: dict[str, Any], folder: str) -> str:
     for name, value, target in measure.summary(table):
         wanted = "" if target is None else f"{target:.2f}"
         met = "" if target is None else (" (met)" if value >= target else " (**missed**)")
-        lines.append(f"| {name} | {value:.3f}{met} | {wanted} |")
+        cell = name.replace("|", r"\|")  # |r| would end the cell
+        lines.append(f"| {cell} | {value:.3f}{met} | {wanted} |")
     lines += ["", "| rows | axis | n | r | 95 % | mean error | SD ratio |", "|" + "---|" * 7]
     for place in ("emobank test", "question intimacy test", "pool test", "gold"):
         for axis, row in table[place].items():
