@@ -25,7 +25,7 @@ lint: develop     ## ruff, mypy and the import rules
 	@.venv/bin/lint-imports
 
 affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [QUICK=1]
-	@.venv/bin/python -m trainers.affect.head.reproduce --data $(DATA) --out $(OUT) $(if $(QUICK),--quick)
+	@.venv/bin/python -m trainers.affect.head.reproduce $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 clean:            ## Remove .venv and caches; logs and data stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

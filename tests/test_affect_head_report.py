@@ -14,6 +14,7 @@ from trainers.affect.head import reproduce
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.network import TAGS
 from trainers.affect.head.report import PICTURES, confusion, draw, page, report, rows_to_run
+from trainers.affect.head.report import main as report_main
 
 MANIFEST = {"name": "scripted", "version": "1", "confidence": {"a": 2.0, "b": 4.0}}
 
@@ -98,3 +99,14 @@ def test_a_chain_that_stopped_goes_on_where_it_was(
     monkeypatch.setattr(reproduce.subprocess, "run", second)
     assert reproduce.main(argv) == 0
     assert second.ran == ["train", "export", "baselines", "report"]
+
+
+@pytest.mark.parametrize("command", [reproduce.main, report_main])
+def test_data_that_is_not_there_is_a_usage_error_in_one_line(
+    command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "no such" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -217,6 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
+    if not args.data.is_file():
+        parser.error(f"{args.data}: no such file; trainers.affect.head.prepare makes it")
     data, model = Prepared.load(args.data), TextModel.load(args.model, threads=args.threads)
     rows = rows_to_run(data)
     print(f"{len(rows)} rows through {args.model}", flush=True)

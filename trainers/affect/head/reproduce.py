@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
     parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt, for that baseline")
     args = parser.parse_args(argv)
+    if not args.data.is_dir():
+        parser.error(f"{args.data}: no such folder; `limbic data fetch` makes one")
     args.out.mkdir(parents=True, exist_ok=True)
     chain = stages(args.data, args.out, quick=args.quick, lexicon=args.lexicon)
     for number, stage in enumerate(chain, 1):
