@@ -9,6 +9,7 @@ manifest does not vouch for.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MODEL_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 MANIFEST_FILE = "manifest.json"
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Outputs = dict[str, NDArray[np.float32]]
 
 
@@ -49,20 +51,24 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not files:
         raise ConfigError(f"{path}: names no files; it is not the manifest of a model")
     for name, expected in files.items():
+        if not _FILE_NAME.fullmatch(name) or not isinstance(expected, dict):
+            raise ConfigError(f"{path}: the entry of {name[:60]!r} under files is malformed")
         _verify(folder / name, expected, path)
     found: dict[str, Any] = manifest
     return found
 
 
-def _verify(path: Path, expected: Any, manifest: Path) -> None:
-    if not isinstance(expected, dict) or Path(path.name) != Path(path).relative_to(manifest.parent):
-        raise ConfigError(f"{manifest}: the entry of {path.name} is malformed")
+def _verify(path: Path, expected: dict[str, Any], manifest: Path) -> None:
     try:
+        # The size first: a link to a device or a pipe would be read without end.
+        size = path.stat().st_size
+        if not path.is_file() or size != expected.get("size"):
+            raise ConfigError(
+                f"{path}: {size} bytes where {manifest.name} says otherwise; reinstall the model"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; reinstall the model") from error
-    if len(data) != expected.get("size"):
-        raise ConfigError(f"{path}: {len(data)} bytes where {manifest.name} says otherwise")
     if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
         raise ConfigError(f"{path}: altered; its SHA-256 is not the one in {manifest.name}")
 
@@ -102,14 +108,14 @@ class TextModel:
         # Batches differ in shape: an arena would keep the largest one ever seen resident.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised, and told once
         try:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
             session = onnxruntime.InferenceSession(
                 str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # both libraries raise types of their own
-            raise ConfigError(f"{folder}: cannot be loaded ({_first_line(error)})") from error
+            raise ConfigError(f"{folder}: cannot be loaded ({first_line(error)})") from error
         wanted = {"input_ids", "attention_mask", "token_type_ids"}
         if {i.name for i in session.get_inputs()} != wanted:
             raise ConfigError(f"{folder / MODEL_FILE}: not a text model of this project")
@@ -126,13 +132,21 @@ class TextModel:
         """Tokens of ``text`` as the model would read it, at most ``max_tokens``."""
         return len(self._tokenizer.encode(text).ids)
 
+    def is_cut(self, text: str) -> bool:
+        """Whether ``text`` alone has more tokens than the model reads."""
+        return bool(self._tokenizer.encode(text).overflowing)
+
     def _fit(self, text: str, second: str) -> Encoding:
         """Both segments within ``max_tokens``; what is cut is the beginning of the second."""
         room = int(self.manifest["max_tokens"]) - self.count_tokens(text) - 1
         # Without the limit, to find where the part that is kept begins.
         offsets = [span for at in range(0, len(second), 4096) for span in self._spans(second, at)]
-        kept = second[offsets[-room] :] if 0 < room <= len(offsets) else second if room > 0 else ""
-        return self._tokenizer.encode(text, kept) if kept else self._tokenizer.encode(text)
+        # A part that begins within a word can have more pieces than it had as part of the whole.
+        for start in offsets[-room:] if room > 0 else ():
+            pair = self._tokenizer.encode(text, second[start:])
+            if not pair.overflowing:
+                return pair
+        return self._tokenizer.encode(text)
 
     def _spans(self, text: str, at: int) -> list[int]:
         """Where the pieces of ``text[at : at + 4096]`` begin; several windows where it is long."""
@@ -186,5 +200,6 @@ def _feed(batch: Sequence[Encoding]) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says, as one short line."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
