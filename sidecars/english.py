@@ -18,7 +18,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-MAX_WORDS = 48
+MAX_CHARS = 4096  # more than the head reads
+MAX_WORDS, MAX_WORD_CHARS = 48, 100
 # Share of a line's words that must be of the other language: a name or a loan is not a sentence.
 FOREIGN_SHARE = 0.4
 # Set on chat and on the affect set. Pieces are the tokenizer's, a word.
@@ -40,7 +41,7 @@ LOANS = _words(
     doppelgänger matinée exposé appliqué vis-à-vis coup coöperate rosé flambé"""
 )
 _LANGUAGES = {w: [code for code in ONLY if w in ONLY[code]] for only in ONLY.values() for w in only}
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]+")
 _LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 # Elision: j'ai, t'aime, c'est, qu'il, l'amore, dell'anno. English has few: o'clock, y'all, d'oh.
 _ELIDED = re.compile(r"(?:[jtnlsm]|c|qu|un|dell|all|nell|dall|sull)'[a-zà-ÿ]{2,}")
@@ -56,10 +57,13 @@ def looks_english(text: str, count_pieces: Callable[[str], int]) -> bool:
     Args:
         count_pieces: how many pieces the tokenizer cuts a text into.
     """
+    text = text[:MAX_CHARS].replace("’", "'")
     letters = sum(char.isalpha() for char in text)
-    if not letters or len(_LATIN.findall(text)) < 0.5 * letters:
+    # A word longer than the tokenizer takes is one unknown token to it.
+    read = sum(len(run) for run in _LATIN.findall(text) if len(run) <= MAX_WORD_CHARS)
+    if not letters or read < 0.5 * letters:
         return False
-    found = _LETTERS.findall(text.replace("’", "'"))[:MAX_WORDS]
+    found = _LETTERS.findall(text)[:MAX_WORDS]
     words = [word.lower() for word in found]
     if is_foreign(found):
         return False
@@ -68,7 +72,7 @@ def looks_english(text: str, count_pieces: Callable[[str], int]) -> bool:
     common = sum(_is_common(word) for word in words) / len(words)
     if common > MOST_COMMON:
         return True
-    pieces = count_pieces(" ".join(word.split("'")[0] for word in words)) / len(words)
+    pieces = count_pieces(" ".join(w.split("'")[0][:MAX_WORD_CHARS] for w in words)) / len(words)
     if len(words) < LONG_ENOUGH:
         return common > 0 or pieces < SHORT_PIECES
     return pieces < LONG_PIECES

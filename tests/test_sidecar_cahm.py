@@ -293,13 +293,33 @@ def test_the_context_is_cut_at_its_beginning_and_the_message_never(words: int) -
     """Contexts of every length, some of which begin within a word where they are cut."""
     model = TextModel.load(WEIGHTS)
     text = " ".join(["love"] * words)
-    alone = model._tokenizer.encode(text)
+    alone = model._read(text, "")
     for second in ("unbelievably " * 100, "ab" * 90 + " end", "ok", "x" * 5000, "🙂é" * 200):
-        pair = model._fit(text, second)
-        own = [i for i, kind in zip(pair.ids, pair.type_ids, strict=True) if kind == 0]
-        assert own == alone.ids
+        pair = model._read(text, second)
+        assert [i for i, kind in zip(pair.ids, pair.kinds, strict=True) if kind == 0] == alone.ids
         assert len(pair.ids) <= 128
-        assert not pair.overflowing
+    end = model._read("love", "one two three " * 200 + "the very end").ids
+    assert len(end) == 128
+    assert model._tokenizer.decode(end).endswith("three the very end")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("text", ["!" * 32_000, "a " * 16_000, "x" * 32_000, "字" * 32_000])
+def test_a_long_text_is_read_as_its_beginning_without_reading_it_all(text: str) -> None:
+    """Beside a long context, the tokenizer's own truncation took all memory."""
+    model = TextModel.load(WEIGHTS)
+    encoded = model._tokenizer.encode(text[:4096])
+    tokens = model._read(text, text)
+    assert tokens.ids[: min(100, len(encoded.ids) - 1)] == encoded.ids[:-1][:100]
+    assert len(model._beginning(text)) <= 16 * 128
+    assert model.is_cut(text)
+
+
+@pytest.mark.model
+def test_words_too_long_for_the_tokenizer_lower_the_confidence() -> None:
+    shipped = AffectHead.load(WEIGHTS)
+    word, shout = shipped.score([Message("x" * 32_000), Message("n" + "o" * 60)])
+    assert word.confidence <= 0.3 < shout.confidence
 
 
 @pytest.mark.model
