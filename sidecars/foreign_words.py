@@ -1,4 +1,4 @@
-"""The commonest words of twelve languages in Latin letters that English does not have.
+"""The commonest words of thirteen languages in Latin letters that English does not have.
 
 ``ONLY`` are words that no English chat line holds but as a quotation; ``SHARED`` are words of that
 language which English also has, as a word, a name or an abbreviation: they prove nothing, but

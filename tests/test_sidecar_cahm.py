@@ -119,6 +119,8 @@ async def test_reasons_come_after_the_scores_and_name_the_word() -> None:
         {"text": "a", "context": ["1", "2", "3"]},
         {"text": "a", "context": ["bell \x07"]},
         {"text": 3},
+        {"text": "a", "deadline_ms": True},
+        {"text": "a", "deadline_ms": "5"},
         {},
     ],
 )
