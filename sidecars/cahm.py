@@ -23,7 +23,7 @@ from pydantic import Field, StringConstraints
 from brain.errors import ConfigError, InputError
 from brain.schema import MAX_REASONING_CHARS, MAX_TEXT_CHARS, WireFrame, check_text
 from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
-from sidecars.batching import MicroBatcher, Shed
+from sidecars.batching import MicroBatcher, Shed, deadline_passed
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
 from sidecars.service import ModelInfo, Progress, Service
@@ -149,12 +149,20 @@ class CahmService(Service):
         return json_response({"items": [self._answer(scores, arrived) for scores in found]})
 
     async def _reasoning(self, request: web.Request) -> web.Response:
-        turn_id = context_of(request, await read_body(request, Timed)).turn_id or ""
-        found = self._reasons.get(turn_id)
-        reasoning = await asyncio.shield(found) if found is not None else None
+        """Wait for a reason as long as its asker does; it is worked out and kept all the same."""
+        context = context_of(request, await read_body(request, Timed))
+        if not context.turn_id:
+            raise Problem(400, "invalid_request", "turn_id: Field required")
+        found = self._reasons.get(context.turn_id)
+        if found is not None and not found.done():
+            left = None if context.deadline is None else context.deadline - time.monotonic()
+            await asyncio.wait([found], timeout=None if left is None else max(0.0, left))
+            if not found.done():
+                raise deadline_passed("it was worked out")
+        reasoning = found.result() if found is not None else None
         if reasoning is None:
             raise Problem(404, "unknown_turn", "no message of that turn was scored lately")
-        return json_response({"turn_id": turn_id, "reasoning": reasoning})
+        return json_response({"turn_id": context.turn_id, "reasoning": reasoning})
 
     async def _score(self, messages: Sequence[Message], deadline: float | None) -> Sequence[Scores]:
         assert self._batcher is not None

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sidecars.onnx_text import MODEL_FILE, TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.network import TAGS, AffectNet, Served
+from trainers.affect.head.network import AXES, TAGS, AffectNet, Served
 from trainers.encoder.export import copy_tokenizer, export_onnx, write_manifest
 from trainers.encoder.minilm import load_minilm
 
@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     names = json.loads(args.data.with_suffix(".json").read_text())
     fields = {
         "name": "limbic-affect", "version": "1", "kind": "affect-encoder", "max_tokens": 128,
-        "tags": list(TAGS), "tag_thresholds": tag_thresholds(data, out),
+        "axes": list(AXES), "tags": list(TAGS),
+        "tag_thresholds": tag_thresholds(data, out),
         "emotions": names["emotions"], "confidence": curve, "data": data.digest,
     }  # fmt: skip
     write_manifest(args.out, **fields)
