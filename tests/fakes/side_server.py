@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import math
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -53,10 +54,13 @@ class Answer:
 
 class FakeSide:
     """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up,
-    and ``departed`` is set by the first."""
+    and ``departed`` is set by the first. ``encoder`` is the hash that its vectors come with, where
+    it is set, and ``embed(text, dim)`` makes them."""
 
     def __init__(self, *, dim: int = 8) -> None:
         self.dim = dim
+        self.encoder = ""
+        self.embed: Callable[[str, int], list[float]] = embedding
         self.requests: list[Recorded] = []
         self.left = 0
         self.departed = asyncio.Event()
@@ -154,8 +158,9 @@ class FakeSide:
         if path == REASONING:
             return {"turn_id": body.get("turn_id", ""), "reasoning": "tension: “rough” +0.20"}
         if path == "/encode":
-            rows = [embedding(text, self.dim) for text in body["texts"]]
-            return {"embeddings": rows, "shape": [len(rows), self.dim]}
+            rows = [self.embed(text, self.dim) for text in body["texts"]]
+            name = {"encoder": self.encoder, "encoder_name": "fake"} if self.encoder else {}
+            return {"embeddings": rows, "shape": [len(rows), self.dim], **name}
         if path == "/infer":
             rows = body["context_vectors"]
             mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
