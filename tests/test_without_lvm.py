@@ -1,0 +1,106 @@
+"""A chat without foresight is the same chat, whatever the reason: same replies, same prompts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from brain.app import Limbic
+from tests.conftest import OpenLimbic, idle
+from tests.fakes.llm_server import FakeLLM, Script, reply
+from tests.fakes.side_server import Answer, FakeSide
+
+MESSAGES = (
+    "My dog Rex died last winter and I still miss him",
+    "I started a new job at the bakery on Monday",
+    "my sister is getting married in June and I am happy",
+    "what shall I wear?",
+    "today I saw a dog that looked like Rex",
+    "the bakery smells of cinnamon",
+)
+TRIM: dict[str, Any] = {"CHAT__HISTORY_TOKENS": 200, "CHAT__TRIM_FRACTION": 0.4}
+CRASHING = [sys.executable, "-c", "raise SystemExit(1)"]
+WITHOUT: dict[str, dict[str, Any]] = {
+    "disabled": {"SIDECARS__LVM__MODE": "off"},
+    "absent": {"SIDECARS__LVM__MODE": "remote", "SIDECARS__LVM__URL": "http://127.0.0.1:9"},
+    "crash-looping": {
+        "SIDECARS__LVM__MODE": "managed",
+        "SIDECARS__LVM__COMMAND": orjson.dumps(CRASHING).decode(),
+    },
+}
+
+
+async def chat(
+    llm: FakeLLM, open_limbic: OpenLimbic, messages: tuple[str, ...] = MESSAGES, **more: Any
+) -> list[tuple[str, str | None, bytes]]:
+    """(reply, memory recalled, prompt) of each message; every prompt in its exact bytes."""
+    llm.default = Script(reply("Well, ", *(["indeed "] * 25)).steps)
+    turns = []
+    start = len(llm.requests)
+    async with open_limbic(llm, None, **TRIM, **more) as limbic:
+        for text in messages:
+            turn = limbic.session().say(text)
+            turns.append((await turn, turn.recalled))
+            await idle(limbic)
+        await check(limbic, **more)
+    prompts = [orjson.dumps(request.body["messages"]) for request in llm.requests[start:]]
+    return [(*turn, prompt) for turn, prompt in zip(turns, prompts, strict=True)]
+
+
+async def check(limbic: Limbic, **more: Any) -> None:
+    """That the case is what it says."""
+    status = limbic.supervisor.status().get("lvm")
+    if "SIDECARS__LVM__COMMAND" in more:
+        assert status is not None and status.restarts > 0
+    foresight = (await limbic.snapshot())["foresight"]
+    assert foresight["on_time"] == foresight["late"] == 0
+    assert foresight["down"] == (0 if more["SIDECARS__LVM__MODE"] == "off" else len(MESSAGES))
+
+
+@pytest.fixture
+async def lived_in(
+    llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path
+) -> AsyncIterator[Path]:
+    """A data directory of a brain whose LVM worked, and foresees the next message."""
+    data = tmp_path / "lived in"
+    async with FakeSide() as side:
+        side.encoder = "aa"
+        side.enqueue("/v1/affect", *[Answer(status=500)] * 99)
+        more = {"PATHS__DATA": data, "BLEND__SOFT_DEADLINE_MS": 5_000, **TRIM}
+        async with open_limbic(llm, side, **more) as limbic:
+            llm.default = Script(reply("Well, ", *(["indeed "] * 25)).steps)
+            for text in MESSAGES:
+                await limbic.session().say(text)
+                await idle(limbic)
+            (session,) = limbic.parts.sessions.open_sessions()
+            assert session.foresight.predicted is not None and session.history_start > 1
+    yield data
+
+
+@pytest.mark.parametrize("case", ["absent", "crash-looping"])
+async def test_a_new_chat_is_the_same_whether_the_lvm_is_off_or_down(
+    llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path, case: str
+) -> None:
+    off = await chat(llm, open_limbic, **WITHOUT["disabled"], PATHS__DATA=tmp_path / "off")
+    assert any(recalled for _, recalled, _ in off), "memory works by words"
+    down = await chat(llm, open_limbic, **WITHOUT[case], PATHS__DATA=tmp_path / "down")
+    assert down == off
+
+
+@pytest.mark.parametrize("case", ["absent", "crash-looping"])
+async def test_an_old_chat_goes_on_the_same_whether_the_lvm_is_off_or_down(
+    llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path, lived_in: Path, case: str
+) -> None:
+    """What the LVM foresaw when it last worked must not shape a chat in which it does not."""
+    for name in ("off", "down"):
+        shutil.copytree(lived_in, tmp_path / name)
+    asked = tuple(reversed(MESSAGES))
+    off = await chat(llm, open_limbic, asked, **WITHOUT["disabled"], PATHS__DATA=tmp_path / "off")
+    down = await chat(llm, open_limbic, asked, **WITHOUT[case], PATHS__DATA=tmp_path / "down")
+    assert down == off
