@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -11,7 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
+from brain import state_engine
 from brain.app import Limbic
+from brain.state import advance
 from tests.conftest import OpenLimbic, idle
 from tests.fakes.llm_server import FakeLLM, Script, reply
 from tests.fakes.side_server import Answer, FakeSide
@@ -36,37 +39,45 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the mood: how long a test takes must not show in a prompt."""
+
+    def at_once(model: Any, state: Any, *, dt_s: float = 0.0, events: Any = ()) -> Any:
+        return advance(model, state, events=events)
+
+    monkeypatch.setattr(state_engine, "advance", at_once)
+
+
 async def chat(
     llm: FakeLLM, open_limbic: OpenLimbic, messages: tuple[str, ...] = MESSAGES, **more: Any
 ) -> list[tuple[str, str | None, bytes]]:
-    """(reply, memory recalled, prompt) of each message; every prompt in its exact bytes."""
+    """(reply, memory recalled, request) of each message; every request in its exact bytes."""
     llm.default = Script(reply("Well, ", *(["indeed "] * 25)).steps)
     turns = []
     start = len(llm.requests)
     async with open_limbic(llm, None, **TRIM, **more) as limbic:
+        if "SIDECARS__LVM__COMMAND" in more:
+            while limbic.supervisor.status()["lvm"].restarts == 0:
+                await asyncio.sleep(0.005)
         for text in messages:
             turn = limbic.session().say(text)
             turns.append((await turn, turn.recalled))
             await idle(limbic)
         await check(limbic, **more)
-    prompts = [orjson.dumps(request.body["messages"]) for request in llm.requests[start:]]
-    return [(*turn, prompt) for turn, prompt in zip(turns, prompts, strict=True)]
+    bodies = [orjson.dumps(request.body) for request in llm.requests[start:]]
+    return [(*turn, body) for turn, body in zip(turns, bodies, strict=True)]
 
 
 async def check(limbic: Limbic, **more: Any) -> None:
     """That the case is what it says."""
-    status = limbic.supervisor.status().get("lvm")
-    if "SIDECARS__LVM__COMMAND" in more:
-        assert status is not None and status.restarts > 0
     foresight = (await limbic.snapshot())["foresight"]
     assert foresight["on_time"] == foresight["late"] == 0
     assert foresight["down"] == (0 if more["SIDECARS__LVM__MODE"] == "off" else len(MESSAGES))
 
 
 @pytest.fixture
-async def lived_in(
-    llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path
-) -> AsyncIterator[Path]:
+async def lived_in(llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path) -> AsyncIterator[Path]:
     """A data directory of a brain whose LVM worked, and foresees the next message."""
     data = tmp_path / "lived in"
     async with FakeSide() as side:
