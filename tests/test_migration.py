@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import struct
 import subprocess
@@ -131,7 +132,7 @@ async def test_the_chat_goes_on_and_gives_the_old_memories_vectors(
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 3, 4, 5, 6])
-async def test_an_upgrade_that_is_killed_leaves_the_old_file_or_the_new_one(
+def test_an_upgrade_that_is_killed_leaves_the_old_file_or_the_new_one(
     tmp_path: Path, kill_at: int
 ) -> None:
     before = version_1(tmp_path / "data")
@@ -153,6 +154,10 @@ async def test_an_upgrade_that_is_killed_leaves_the_old_file_or_the_new_one(
     )
     path = str(tmp_path / "data" / "limbic.db")
     subprocess.run([sys.executable, "-c", script, path, str(kill_at)], cwd=ROOT, check=False)
-    store = await Store.open(tmp_path / "data")
-    assert await store.run(rows) == before and await store.check() == "ok"
-    await store.close()
+
+    async def look() -> None:
+        store = await Store.open(tmp_path / "data")
+        assert await store.run(rows) == before and await store.check() == "ok"
+        await store.close()
+
+    asyncio.run(look())

@@ -27,7 +27,7 @@ from brain.store import Store
 from brain.store_sql import NewMemory
 from tests.conftest import OpenLimbic, idle
 from tests.fakes.llm_server import FakeLLM, Script, reply
-from tests.fakes.side_server import FakeSide
+from tests.fakes.side_server import AFFECT, Answer, FakeSide
 from tests.test_store import commit
 
 DOG = "My dog Rex died last winter and I still miss him"
@@ -62,7 +62,7 @@ def test_recency_halves_in_its_half_life_and_the_rest_stays(
 
 
 def test_the_shares_are_whole_and_a_clock_set_back_counts_as_no_time() -> None:
-    assert SIMILARITY_SHARE + RECENCY_SHARE + WEIGHT_SHARE == pytest.approx(1.0)
+    assert sum((SIMILARITY_SHARE, RECENCY_SHARE, WEIGHT_SHARE)) == pytest.approx(1.0)
     assert score(1, 0, 1, half_life_s=1) == score(1, -50, 1, half_life_s=1) == pytest.approx(1.0)
 
 
@@ -184,6 +184,8 @@ async def test_neither_this_message_nor_the_prompt_nor_the_agents_quote_comes_ba
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
     llm.default = Script(reply(*(["word "] * 30)).steps)
+    side.enqueue("/v1/affect", Answer(body={**AFFECT, "valence": -0.9, "confidence": 1.0}))
+    side.embed = lambda text, dim: [1.0] * dim  # all is alike: what it feels like decides
     async with open_limbic(llm, side, **TRIM) as limbic:
         session = limbic.session()
         await session.say(DOG)
@@ -192,6 +194,7 @@ async def test_neither_this_message_nor_the_prompt_nor_the_agents_quote_comes_ba
             await idle(limbic)
         opened = await session.open()
         assert opened.history_start > 1, "the first turn has left the prompt"
+        assert [one.text for one in opened.expected] == [DOG]
         same = session.say(DOG + "!")
         await same
         assert same.recalled != DOG, "the message itself says it"

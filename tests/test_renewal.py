@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -122,13 +121,11 @@ async def test_renewal_stops_when_anybody_talks_and_goes_on_afterwards(
     async with open_limbic(llm, side, **PATIENT) as limbic:
         side.enqueue("/encode", Answer(), Answer(), Answer(hold=True))
         await limbic.session().say("hello")
-        while batches(side)[-2:] != [BATCH, BATCH]:  # the second one is held
-            await asyncio.sleep(0.001)
+        await side.until(lambda: batches(side)[-2:] == [BATCH, BATCH])  # the second one is held
         before = side.left
         other = limbic.session("other").say("good morning")
         await other
-        while side.left == before:
-            await asyncio.sleep(0.001)
+        await side.until(lambda: side.left > before)
         rows = await memories(limbic)
         done = sum(encoder == "fake:bb:8" for _, encoder, _ in rows)
         assert done >= BATCH, "what was renewed stays"
@@ -197,8 +194,7 @@ async def test_a_memory_forgotten_while_it_is_encoded_does_not_come_back(
     async with open_limbic(llm, side, **PATIENT) as limbic:
         side.enqueue("/encode", Answer(), Answer(hold=True))
         await limbic.session().say("hello")
-        while batches(side)[-1] != BATCH:
-            await asyncio.sleep(0.001)
+        await side.until(lambda: batches(side)[-1] == BATCH)
         assert await limbic.session().forget(1000)
         side.release()
         await idle(limbic)

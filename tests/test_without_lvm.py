@@ -14,6 +14,7 @@ import pytest
 
 from brain import state_engine
 from brain.app import Limbic
+from brain.clock import SystemClock
 from brain.state import advance
 from tests.conftest import OpenLimbic, idle
 from tests.fakes.llm_server import FakeLLM, Script, reply
@@ -27,7 +28,10 @@ MESSAGES = (
     "today I saw a dog that looked like Rex",
     "the bakery smells of cinnamon",
 )
-TRIM: dict[str, Any] = {"CHAT__HISTORY_TOKENS": 200, "CHAT__TRIM_FRACTION": 0.4}
+TRIM: dict[str, Any] = {
+    "CHAT__HISTORY_TOKENS": 200, "CHAT__TRIM_FRACTION": 0.4,
+    "BLEND__SOFT_DEADLINE_MS": 5_000, "BLEND__HARD_DEADLINE_MS": 30_000,
+}  # fmt: skip
 CRASHING = [sys.executable, "-c", "raise SystemExit(1)"]
 WITHOUT: dict[str, dict[str, Any]] = {
     "disabled": {"SIDECARS__LVM__MODE": "off"},
@@ -41,12 +45,13 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the mood: how long a test takes must not show in a prompt."""
+    """For the mood: when a test runs and how long must not show in a prompt."""
 
     def at_once(model: Any, state: Any, *, dt_s: float = 0.0, events: Any = ()) -> Any:
         return advance(model, state, events=events)
 
     monkeypatch.setattr(state_engine, "advance", at_once)
+    monkeypatch.setattr(SystemClock, "time", lambda self: 1_800_000_000.0)
 
 
 async def chat(
@@ -58,8 +63,10 @@ async def chat(
     start = len(llm.requests)
     async with open_limbic(llm, None, **TRIM, **more) as limbic:
         if "SIDECARS__LVM__COMMAND" in more:
-            while limbic.supervisor.status()["lvm"].restarts == 0:
+            while limbic.supervisor.status()["lvm"].restarts == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+        await limbic.session().open()
+        await idle(limbic)
         for text in messages:
             turn = limbic.session().say(text)
             turns.append((await turn, turn.recalled))
@@ -83,8 +90,7 @@ async def lived_in(llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path) -> Asy
     async with FakeSide() as side:
         side.encoder = "aa"
         side.enqueue("/v1/affect", *[Answer(status=500)] * 99)
-        more = {"PATHS__DATA": data, "BLEND__SOFT_DEADLINE_MS": 5_000, **TRIM}
-        async with open_limbic(llm, side, **more) as limbic:
+        async with open_limbic(llm, side, **TRIM, PATHS__DATA=data) as limbic:
             llm.default = Script(reply("Well, ", *(["indeed "] * 25)).steps)
             for text in MESSAGES:
                 await limbic.session().say(text)

@@ -64,6 +64,7 @@ class FakeSide:
         self.requests: list[Recorded] = []
         self.left = 0
         self.departed = asyncio.Event()
+        self._moved = asyncio.Event()
         self._port = 0
         self._answers: dict[str, deque[Answer]] = defaultdict(deque)
         self._released = asyncio.Event()
@@ -81,6 +82,12 @@ class FakeSide:
     def release(self) -> None:
         """Let every held answer go."""
         self._released.set()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until ``true()``, which is asked whenever a request comes or a client leaves."""
+        while not true():
+            self._moved.clear()
+            await self._moved.wait()
 
     def asked(self, path: str) -> list[Recorded]:
         """The requests that came for ``path``."""
@@ -114,6 +121,7 @@ class FakeSide:
         body = orjson.loads(await request.read() or b"null")
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
         self.requests.append(Recorded(request.path, dict(request.headers), body, tuple(peer[:2])))
+        self._moved.set()
         queue = self._answers[request.path]
         answer = queue.popleft() if queue else Answer()
         try:
@@ -121,6 +129,7 @@ class FakeSide:
         except (asyncio.CancelledError, ConnectionError):
             self.left += 1
             self.departed.set()
+            self._moved.set()
             raise
 
     async def _play(self, request: web.Request, answer: Answer, body: Any) -> web.StreamResponse:
