@@ -88,7 +88,7 @@ async def lived_in(llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path) -> Asy
     """A data directory of a brain whose LVM worked, and foresees the next message."""
     data = tmp_path / "lived in"
     async with FakeSide() as side:
-        side.encoder = "aa"
+        side.encoder, side.embed = "aa", lambda text, dim: [1.0] * dim
         side.enqueue("/v1/affect", *[Answer(status=500)] * 99)
         async with open_limbic(llm, side, **TRIM, PATHS__DATA=data) as limbic:
             llm.default = Script(reply("Well, ", *(["indeed "] * 25)).steps)
