@@ -32,6 +32,7 @@ from brain.memory import Memory
 from brain.parts import Parts
 from brain.persona import Persona, list_personas, load_persona
 from brain.remote import open_http
+from brain.renewal import Renewal
 from brain.schema import check_id
 from brain.sessions import Session, Sessions
 from brain.settings import Settings, SidecarSettings, load_settings
@@ -81,6 +82,7 @@ class SessionHandle:
         """Remove the memory of one turn."""
         session = await self.open()
         session.expected = [one for one in session.expected if one.seq != seq]
+        session.forgotten.add(seq)
         return await self._limbic.parts.memory.forget(self.session_id, seq)
 
 
@@ -194,6 +196,7 @@ class Limbic:
             clock=self.clock,
             max_open=s.web.max_sessions,
             on_uncached=lambda session: self.chat.warm(session),
+            on_claim=self._interrupt_renewal,
         )
         self._closers.append(sessions.close)
         self._llm_breaker = self._breaker("llm")
@@ -213,11 +216,18 @@ class Limbic:
         if s.sidecar("lvm").mode != "off":
             self.parts.foresight = ForesightClient(
                 endpoint=self._endpoint("lvm"), http=http, breaker=self._breaker("lvm"),
-                clock=self.clock, emit=emit,
+                clock=self.clock,
             )  # fmt: skip
+            self.parts.renewal = Renewal(
+                store, self.parts.foresight, emit=emit, talking=sessions.talking
+            )
         self.chat = Chat(self.parts)
         self._ticker = asyncio.create_task(self._tick(sessions))
         self._closers.append(self._stop_ticking)
+
+    def _interrupt_renewal(self) -> None:
+        if self.parts.renewal is not None:
+            self.parts.renewal.interrupt()
 
     async def _tick(self, sessions: Sessions) -> None:
         while True:

@@ -21,25 +21,17 @@ from brain.behaviour import behave
 from brain.blend import SideResult, Window
 from brain.clock import Clock
 from brain.errors import LimbicError, ProtocolError, StoreError
-from brain.foresight import ForesightState
 from brain.idle_work import IdleWork
+from brain.late import LateAnswers, blended
 from brain.llm import LLMStream
 from brain.memory import Recalled
 from brain.parts import PREFILL_DEADLINE_MS, Parts
-from brain.schema import Affect, Message, check_text
+from brain.schema import Message, check_text
 from brain.sessions import LateAnswer, Session
-from brain.state import (
-    Event,
-    HormoneState,
-    affect_event,
-    late_weight,
-    message_event,
-    surprise_event,
-)
-from brain.store_sql import StoredTurn, TurnCommit
+from brain.state import Event, HormoneState, affect_event, message_event, surprise_event
+from brain.store_sql import NewMemory, StoredTurn, TurnCommit
 from brain.turn import Turn
 
-WARM_DEADLINE_MS = 120_000  # the model may still be loading
 CONTEXT_TURNS = 2
 SIDE_MARGIN_MS = 25
 # Share of the window that recall waits for the message's vector before it goes without.
@@ -53,20 +45,15 @@ class Chat:
         self._p = parts
 
     def warm(self, session: Session) -> None:
-        """Prefill a session's history in idle time, while its person still reads or types.
+        """Prefill a session's history in idle time, and foresee, while its person still types.
 
         For histories that the model server has not seen: after a restart, an edit, a change of
         persona. A turn that comes meanwhile stops it; what is evaluated by then stays cached.
         """
         if session.history:
-            session.spawn(asyncio.create_task(self._warm(session)))
-
-    async def _warm(self, session: Session) -> None:
-        await self._p.llm.prefill(
-            prompt.head(session.persona, session.history),
-            turn_id="",
-            deadline_ms=WARM_DEADLINE_MS,
-        )
+            work = IdleWork(self._p, session)
+            session.spawn(asyncio.create_task(work.warm()))
+            session.spawn(asyncio.create_task(work.look_ahead()))
 
     async def run(self, turn: Turn) -> AsyncGenerator[str, None]:
         """Yield the reply's tokens as they come; see the module docstring for the order."""
@@ -112,7 +99,7 @@ class _LiveTurn:
         self.p, self.session, self.turn = parts, session, turn
         self.started, self.sent_at = started, sent_at
         self.before = session.engine.peek()
-        self.next_foresight: ForesightState | None = None
+        self.late = LateAnswers(parts, session, turn, sent_at=started)
         self.applied: list[LateAnswer] = []
         self.stream: LLMStream | None = None
         self.window = Window(results={}, open_ms=0.0)
@@ -187,7 +174,7 @@ class _LiveTurn:
             )
         )
         try:
-            return await p.blend.open(sides, turn_id=turn.turn_id, on_late=self._on_late)
+            return await p.blend.open(sides, turn_id=turn.turn_id, on_late=self.late.take)
         finally:
             # What is evaluated stays cached at the server; the reply must not wait behind the rest.
             prefill.cancel()
@@ -201,23 +188,21 @@ class _LiveTurn:
             patience_s = RECALL_PATIENCE * p.blend.soft_deadline_ms / 1000
             await asyncio.wait([observing], timeout=patience_s)
             if observing.done() and not observing.cancelled() and observing.exception() is None:
-                seen = observing.result()[0]
-                vector, encoder = seen.vector, seen.encoder
+                vector, encoder = observing.result().vector, observing.result().encoder
             elif session.expected:
-                self.recalled_by = "anticipation"
-                return session.expected
+                ahead = [one for one in session.expected if not memories.says(turn.text, one.text)]
+                self.recalled_by = "anticipation" if ahead else ""
+                return ahead
         return await p.memory.recall(
             turn.session_id, turn.text, before_seq=session.history_start, at=self.sent_at,
-            vector=vector, encoder=encoder,
+            vector=vector, encoder=encoder, spoken=[turn.text, *session.spoken],
         )  # fmt: skip
 
     def _take(self, window: Window) -> list[Event]:
         """Results in time become this turn's; answers that came late to earlier turns join once."""
         p, turn, session = self.p, self.turn, self.session
         turn.affect = window.value("affect")
-        observed = window.value("foresight")
-        if observed is not None:
-            turn.foresight, self.next_foresight = observed
+        turn.foresight = window.value("foresight")
         recalled = window.value("recall")
         turn.recalled = recalled[0].text if recalled else None
         if recalled:
@@ -234,54 +219,12 @@ class _LiveTurn:
 
     def _late_events(self) -> list[Event]:
         blend = self.p.settings.blend
-        events = []
-        now = self.p.clock.monotonic()
-        for answer in self.session.late:
-            age_s = now - answer.at
-            weight = late_weight(
-                age_s, half_life_s=blend.late_half_life_s, max_age_s=blend.late_max_age_s
-            )
-            self.applied.append(answer)
-            self.turn.late_applied.append(
-                {"side": answer.side, "turn_id": answer.turn_id, "age_s": round(age_s, 2),
-                 "weight": round(weight, 4)}
-            )  # fmt: skip
-            if weight <= 0.0:
-                continue
-            if isinstance(answer.value, Affect):
-                events.append(affect_event(answer.value, weight=weight))
-            elif answer.value.surprise is not None:
-                events.append(surprise_event(answer.value.surprise, weight=weight))
+        self.applied = list(self.session.late)
+        events, self.turn.late_applied = blended(
+            self.applied, now=self.p.clock.monotonic(),
+            half_life_s=blend.late_half_life_s, max_age_s=blend.late_max_age_s,
+        )  # fmt: skip
         return events
-
-    def _on_late(self, side: str, value: Any, age_ms: float) -> None:
-        """An answer after the deadline belongs to this turn; it is blended into the next one."""
-        p, session, turn = self.p, self.session, self.turn
-        if side == "foresight":
-            value = value[0]
-        elif side != "affect":
-            return
-        if turn.status in ("cancelled", "failed"):
-            p.emit("late_dropped", side=side, turn_id=turn.turn_id, reason=turn.status)
-            return
-        if any(a.side == side and a.turn_id == turn.turn_id for a in session.late):
-            p.emit("late_dropped", side=side, turn_id=turn.turn_id, reason="duplicate")
-            return
-        session.late.append(
-            LateAnswer(side=side, turn_id=turn.turn_id, seq=turn.seq, value=value, at=self.started)
-        )
-        if isinstance(value, Affect):
-            session.last_affect = value
-            p.telemetry.affect(session.session_id, turn.turn_id, turn.text, value, late=True)
-            session.keep(asyncio.create_task(self._store_late(value)))
-
-    async def _store_late(self, affect: Affect) -> None:
-        try:
-            await self.p.store.add_late_affect(self.session.session_id, self.turn.seq, affect)
-        except StoreError as error:
-            self.p.emit("late_not_stored", turn_id=self.turn.turn_id, error=str(error))
-        if not affect.reasoning:
-            await IdleWork(self.p, self.session, self.turn).ask_why()
 
     async def _commit(self, events: list[Event], error: LimbicError | None) -> None:
         """Write everything in one transaction; a cancellation that comes meanwhile comes after."""
@@ -303,6 +246,8 @@ class _LiveTurn:
         )  # fmt: skip
 
         record: dict[str, Any] = {}
+        known = session.foresight
+        foresight = known.after(turn.seq, turn.foresight) if turn.foresight else known.passed()
 
         async def persist(state: HormoneState) -> None:
             turn.state = state
@@ -314,8 +259,8 @@ class _LiveTurn:
                     session_id=session.session_id, seq=turn.seq, status=status, reply=turn.reply,
                     affect=turn.affect, state=state, record=record, tokens=tokens,
                     at=p.clock.time(), error=str(error) if error else None,
-                    foresight=self.next_foresight.to_bytes() if self.next_foresight else None,
-                    memory=memories.to_keep(turn.text, turn.affect, turn.foresight),
+                    foresight=None if foresight is known else foresight.to_bytes(),
+                    memory=self._memory(),
                 )
             )  # fmt: skip
 
@@ -329,15 +274,18 @@ class _LiveTurn:
         session.late = [answer for answer in session.late if answer not in self.applied]
         session.expected = []  # they were for this message
         p.telemetry.stats.note_expected([])
-        if self.next_foresight is not None:
-            session.foresight = self.next_foresight
+        session.remember(foresight, turn_id=turn.turn_id, emit=p.emit)
         _stamp(turn, "total_ms", self.started, p.clock)
         record["timings"]["total_ms"] = round(turn.timings["total_ms"], 2)
         p.telemetry.turn(record, turn)
-        idle = IdleWork(p, session, turn)
+        idle = IdleWork(p, session, turn.turn_id)
         session.spawn(asyncio.create_task(idle.run()))
         if p.classifier is not None and turn.affect is not None and not turn.affect.reasoning:
             session.keep(asyncio.create_task(idle.ask_why()))
+
+    def _memory(self) -> NewMemory | None:
+        turn, replies = self.turn, [exchange.reply for exchange in self.session.history]
+        return memories.to_keep(turn.text, turn.affect, turn.foresight, replies)
 
     async def abandon(
         self, status: Literal["cancelled", "failed"], error: LimbicError | None
@@ -346,6 +294,7 @@ class _LiveTurn:
         p, turn = self.p, self.turn
         turn.status = status
         turn.state = None
+        self.late.forget()
         _stamp(turn, "total_ms", self.started, p.clock)
         record = self._record(status, error)
         p.telemetry.turn(record, turn)

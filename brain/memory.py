@@ -1,9 +1,10 @@
 """Long-term recall: salient things that the person said, found again when they matter.
 
 Only the person's own words are kept. What the agent said is never recalled as fact: feeding replies
-back makes them collapse into repetition. Recall ranks by similarity, recency and emotional
-weight; similarity is the cosine of sentence vectors where an encoder made them (``sqlite-vec``),
-and BM25 over words (SQLite FTS5) where not.
+back makes them collapse into repetition; for the same reason a memory that the prompt says already,
+in whosever words, is left out. Recall ranks by similarity, recency and emotional weight; similarity
+is the cosine of sentence vectors where the encoder in use made both (``sqlite-vec``), and BM25 over
+words (SQLite FTS5) where not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from operator import mul
 from pathlib import Path
 from typing import Literal
 
+from brain.foresight_state import usable
+from brain.prompt import quote
 from brain.schema import Affect, Foresight, Vector
 from brain.settings import MemorySettings
 from brain.store import Store
@@ -28,6 +31,7 @@ from brain.store_sql import NewMemory
 MIN_WORDS = 4
 KEEP_FROM_WEIGHT = 0.25
 CANDIDATES = 24
+MIN_CONTENT = 3
 SIMILARITY_SHARE, RECENCY_SHARE, WEIGHT_SHARE = 0.6, 0.15, 0.25
 DAY_S = 86_400.0
 
@@ -70,23 +74,55 @@ def salience(text: str, affect: Affect | None) -> float:
     return min(1.0, max(0.0, weight))
 
 
-def to_keep(text: str, affect: Affect | None, foresight: Foresight | None) -> NewMemory | None:
-    """The memory that a message leaves, or ``None`` when it is not worth keeping."""
+def to_keep(
+    text: str,
+    affect: Affect | None,
+    foresight: Foresight | None,
+    replies: Sequence[str] = (),
+) -> NewMemory | None:
+    """The memory that a message leaves, or ``None`` when it is not worth keeping: too weak, or
+    copied from one of the agent's ``replies``."""
     weight = salience(text, affect)
     if weight < KEEP_FROM_WEIGHT:
         return None
+    words = f" {_plain(text)} "
+    if any(words in f" {_plain(reply)} " for reply in replies):
+        return None
     vector = foresight.vector if foresight is not None else None
-    return NewMemory(
-        text=text,
-        weight=weight,
-        encoder=foresight.encoder if foresight is not None and vector else None,
-        vector=pack(vector) if vector else None,
-    )
+    if foresight is None or vector is None:
+        return NewMemory(text=text, weight=weight)
+    return NewMemory(text=text, weight=weight, encoder=foresight.encoder, vector=pack(vector))
 
 
 def pack(vector: Vector) -> bytes:
-    """Float32 little-endian, the form that ``sqlite-vec`` reads."""
+    """Float32 little-endian, the form that ``sqlite-vec`` reads.
+
+    Raises:
+        ValueError: zero, or not finite: such a vector is near to nothing.
+    """
+    if not usable(vector):
+        raise ValueError("a vector for memory must be finite and not zero")
     return struct.pack(f"<{len(vector)}f", *vector)
+
+
+def score(similarity: float, age_s: float, weight: float, *, half_life_s: float) -> float:
+    """How much a memory matters now, in [0, 1]: a fixed share each of similarity and emotional
+    weight, both in [0, 1], and of recency, which halves every ``half_life_s`` seconds."""
+    recency = math.exp2(-max(0.0, age_s) / half_life_s)
+    return SIMILARITY_SHARE * similarity + RECENCY_SHARE * recency + WEIGHT_SHARE * weight
+
+
+def says(text: str, memory: str) -> bool:
+    """Whether ``text`` says already what a recalled ``memory`` would say: every content word of
+    the part that the prompt would quote. Where that is fewer than three, the same words in a row.
+    """
+    shown = quote(memory)
+    if shown.endswith("…"):  # the last word may be half of one
+        shown = shown.rstrip("…").rpartition(" ")[0] or shown
+    wanted = set(_content(shown))
+    if len(wanted) < MIN_CONTENT:
+        return f" {_plain(shown)} " in f" {_plain(text)} "
+    return wanted <= set(_content(text))
 
 
 class Memory:
@@ -105,30 +141,37 @@ class Memory:
         at: float,
         vector: Vector | None = None,
         encoder: str = "",
+        spoken: Sequence[str] = (),
     ) -> list[Recalled]:
         """Memories near ``text`` (or ``vector``) among turns before ``before_seq``, best first.
 
-        Turns from ``before_seq`` on are in the prompt already. A vector is compared with those of
-        the same ``encoder`` alone; others are found by their words. Empty when disabled.
+        Turns from ``before_seq`` on are in the prompt already, and so are the ``spoken`` texts: a
+        memory that one of them says is left out, as is one that another memory says. A vector is
+        compared with those of the same ``encoder`` alone; others are found by their words. Empty
+        when disabled.
         """
         s = self._settings
         if not s.enabled or s.max_recalled == 0 or before_seq <= 1:
             return []
+        if vector is not None and not usable(vector):
+            vector = None
         found = await self._store.run(_candidates, session_id, text, vector, encoder, before_seq)
         half_life_s = s.recency_half_life_days * DAY_S
         ranked = [
             Recalled(
-                seq=seq,
-                text=words,
-                by=by,
-                score=SIMILARITY_SHARE * similarity
-                + RECENCY_SHARE * math.exp2(-max(0.0, at - created) / half_life_s)
-                + WEIGHT_SHARE * weight,
+                seq, words, score(similarity, at - created, weight, half_life_s=half_life_s), by
             )
             for seq, words, similarity, weight, created, by in found
         ]
         ranked.sort(key=lambda item: (-item.score, -item.seq))
-        return [item for item in ranked if item.score >= s.min_score][: s.max_recalled]
+        chosen: list[Recalled] = []
+        for item in ranked:
+            if len(chosen) == s.max_recalled or item.score < s.min_score:
+                break
+            already = (*spoken, *(one.text for one in chosen))
+            if not any(says(other, item.text) for other in already):
+                chosen.append(item)
+        return chosen
 
     async def listing(self, session_id: str, limit: int = 20) -> list[tuple[int, float, str]]:
         """(turn, weight, text) of the strongest memories of a session."""
@@ -144,8 +187,16 @@ Candidate = tuple[int, str, float, float, float, Literal["vector", "words"]]
 
 def query_words(text: str, limit: int = 12) -> list[str]:
     """Content words of a message, longest first: what a word search asks for."""
-    words = {w.lower() for w in _WORD.findall(text)}
-    return sorted(words - _COMMON, key=lambda w: (-len(w), w))[:limit]
+    return sorted(set(_content(text)), key=lambda w: (-len(w), w))[:limit]
+
+
+def _content(text: str) -> list[str]:
+    return [word for w in _WORD.findall(text) if (word := w.lower()) not in _COMMON]
+
+
+def _plain(text: str) -> str:
+    """The words alone, in lower case: what is left when quotation marks and stops are gone."""
+    return " ".join(_WORD.findall(text)).lower()
 
 
 def _candidates(
@@ -166,8 +217,9 @@ def _candidates(
             (pack(vector), session_id, before_seq, 4 * len(vector), encoder, CANDIDATES),
         )
         found = {
-            seq: (seq, words, max(0.0, cosine), weight, at, "vector")
+            seq: (seq, words, min(1.0, max(0.0, cosine)), weight, at, "vector")
             for seq, words, cosine, weight, at in rows
+            if cosine is not None  # a damaged vector; SQLite's NULL for what is not a number
         }
     if words_asked := query_words(text):
         found = {**_by_words(connection, session_id, words_asked, before_seq), **found}

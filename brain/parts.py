@@ -11,6 +11,7 @@ from brain.events import Emit
 from brain.foresight import ForesightClient
 from brain.llm import LLMClient
 from brain.memory import Memory
+from brain.renewal import Renewal
 from brain.sessions import Sessions
 from brain.settings import Settings
 from brain.store import Store
@@ -34,3 +35,4 @@ class Parts:
     llm: LLMClient
     classifier: AffectClassifier | None = None
     foresight: ForesightClient | None = None
+    renewal: Renewal | None = None

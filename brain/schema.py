@@ -85,12 +85,24 @@ class Prediction(WireFrame):
 
 
 class Embeddings(WireFrame):
-    """The encoder's answer (``POST /encode``): ``embeddings`` of ``shape`` [N, D]; ``encoder`` says
-    which one made them, where it tells."""
+    """The encoder's answer (``POST /encode``): ``embeddings`` of ``shape`` [N, D]; ``encoder_name``
+    and ``encoder``, its SHA-256, say which one made them, where it tells."""
 
     embeddings: Annotated[tuple[Vector, ...], Field(max_length=4096)]
     shape: tuple[int, int]
     encoder: Annotated[str, Field(max_length=200)] = ""
+    encoder_name: Annotated[str, Field(max_length=200)] = ""
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors; 0 when there are none."""
+        return len(self.embeddings[0]) if self.embeddings else 0
+
+    @property
+    def identity(self) -> str:
+        """Name, hash and dimension in one word: vectors are compared where these are equal. An
+        encoder that tells neither name nor hash is known by its dimension alone."""
+        return f"{self.encoder_name or '?'}:{self.encoder or '?'}:{self.dim}"
 
 
 class Foresight(Frame):
@@ -98,7 +110,8 @@ class Foresight(Frame):
 
     ``surprise`` is the percentile, in [0, 1], of the distance between the message and its
     prediction within the session's own history; ``None`` until there is a prediction.
-    ``vector`` is the message's own embedding, kept for memory, and ``encoder`` what made it.
+    ``vector`` is the message's own embedding, kept for memory, and ``encoder`` the identity of
+    what made it.
     """
 
     surprise: Unit | None = None

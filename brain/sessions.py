@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from brain.clock import Clock
-from brain.foresight import ForesightState
+from brain.events import Emit
+from brain.foresight_state import ForesightState, restored, rewound
 from brain.memory import Recalled
 from brain.persona import Persona
 from brain.prompt import Exchange
@@ -53,6 +54,10 @@ class Session:
     last_affect: Affect | None = None
     #: Memories near the message that is foreseen next, looked up before it comes.
     expected: list[Recalled] = field(default_factory=list)
+    #: Turns that were taken back; what is still to come of them is not wanted.
+    undone: set[str] = field(default_factory=set)
+    #: Turns (``seq``) whose memory the person had removed: it does not come back.
+    forgotten: set[int] = field(default_factory=set)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     kept: set[asyncio.Task[None]] = field(default_factory=set)
     waiting: int = 0
@@ -61,6 +66,19 @@ class Session:
     def busy(self) -> bool:
         """Whether a turn runs or waits in this session."""
         return self.lock.locked() or self.waiting > 0
+
+    @property
+    def spoken(self) -> list[str]:
+        """Every text of the history in the prompt, both speakers'."""
+        return [text for exchange in self.history for text in (exchange.user, exchange.reply)]
+
+    def remember(self, foresight: ForesightState, *, turn_id: str, emit: Emit) -> None:
+        """Take over what foresight remembers now; say where it had to begin anew."""
+        known, self.foresight = self.foresight, foresight
+        if known.encoder not in ("", foresight.encoder):
+            emit("foresight_reset", turn_id=turn_id, before=known.encoder, now=foresight.encoder)
+        elif known.distances and known.predictor != foresight.predictor:
+            emit("surprise_reset", turn_id=turn_id, before=known.predictor, now=foresight.predictor)
 
     def spawn(self, task: asyncio.Task[None]) -> None:
         """Keep idle work (prefill, counting) until it ends or the next turn stops it."""
@@ -93,15 +111,18 @@ class Sessions:
         clock: Clock,
         max_open: int,
         on_uncached: Callable[[Session], None] = lambda session: None,
+        on_claim: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_uncached`` is called when a session's history is new to the model server, or was
-        changed otherwise than by a turn: opened, taken back, another persona."""
+        changed otherwise than by a turn: opened, taken back, another persona. ``on_claim`` is
+        called when somebody talks, in whichever session."""
         self._store = store
         self._persona_named = persona_named
         self._default_persona = default_persona
         self._clock = clock
         self._max_open = max_open
         self._on_uncached = on_uncached
+        self._on_claim = on_claim
         self._open: OrderedDict[str, Session] = OrderedDict()
         self._opening: dict[str, asyncio.Lock] = {}
 
@@ -111,6 +132,10 @@ class Sessions:
     def open_sessions(self) -> list[Session]:
         """All open sessions, least recently used first."""
         return list(self._open.values())
+
+    def talking(self) -> bool:
+        """Whether a turn runs or waits in any session."""
+        return any(session.busy for session in self._open.values())
 
     async def get(self, session_id: str) -> Session:
         """The session, opened from the store when it is not in memory.
@@ -138,6 +163,14 @@ class Sessions:
     @asynccontextmanager
     async def claim(self, session_id: str) -> AsyncIterator[Session]:
         """The session, for one turn alone; turns of one session run one after another."""
+        self._on_claim()
+        async with self.between_turns(session_id) as session:
+            session.stop_background()
+            yield session
+
+    @asynccontextmanager
+    async def between_turns(self, session_id: str) -> AsyncIterator[Session]:
+        """The session while no turn runs in it, for small work that leaves idle work alone."""
         session = await self.get(session_id)
         session.waiting += 1
         try:
@@ -145,7 +178,6 @@ class Sessions:
         finally:
             session.waiting -= 1
         try:
-            session.stop_background()
             yield session
         finally:
             session.lock.release()
@@ -153,13 +185,15 @@ class Sessions:
     async def undo(self, session_id: str) -> str | None:
         """Take the last turn back: history, state and memory. Returns the user's words of it."""
         async with self.claim(session_id) as session:
-            undone = await self._store.undo(session_id)
+            undone = await self._store.undo(session_id, rewound=rewound)
             if undone is None:
                 return None
             fresh = await self._load(session_id)
             session.history, session.history_start = fresh.history, fresh.history_start
-            session.foresight, session.late, session.expected = ForesightState(), [], []
-            session.engine = fresh.engine
+            session.foresight, session.engine = fresh.foresight, fresh.engine
+            session.last_affect, session.expected = fresh.last_affect, []
+            session.undone.add(undone.turn_id)
+            session.late = [late for late in session.late if late.turn_id != undone.turn_id]
             self._on_uncached(session)
             return undone.user_text
 
@@ -206,7 +240,7 @@ class Sessions:
             engine=StateEngine(persona.hormones, clock=self._clock, restored=state),
             history=turns,
             history_start=record.history_start,
-            foresight=_foresight(record.foresight),
+            foresight=restored(record.foresight),
             last_affect=record.turns[-1].affect if record.turns else None,
         )
 
@@ -220,11 +254,3 @@ class Sessions:
                 session.stop_background()
                 del self._open[name]
                 surplus -= 1
-
-
-def _foresight(data: bytes | None) -> ForesightState:
-    """What the store has; a record of another version or encoder is forgotten, not an error."""
-    try:
-        return ForesightState.from_bytes(data) if data else ForesightState()
-    except ValueError:
-        return ForesightState()

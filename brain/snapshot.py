@@ -94,6 +94,11 @@ class Snapshot:
         """The turns whose memories were looked up for the message foreseen next."""
         self._expected = turns
 
+    def note_surprise(self, surprise: float | None) -> None:
+        """The latest surprise that was measured."""
+        if surprise is not None:
+            self._surprise = surprise
+
     def note_reasoning(self, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was; it comes after the scores."""
         if self._last_affect is not None and self._last_affect["turn_id"] == turn_id:
@@ -112,8 +117,7 @@ class Snapshot:
         self._turns[str(record["status"])] += 1
         if record["behaviour"]:
             self._behaviour = dict(record["behaviour"])
-        if record["surprise"] is not None:
-            self._surprise = record["surprise"]
+        self.note_surprise(record["surprise"])
         llm = record["llm"]
         if llm:
             self._model = llm["model"] or self._model

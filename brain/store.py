@@ -31,7 +31,7 @@ from brain import store_sql as sql
 from brain.errors import DataDirectoryInUse, DiskFull, StoreError
 from brain.events import Emit, discard
 from brain.schema import Affect
-from brain.store_sql import SessionRecord, StoredTurn, TurnCommit
+from brain.store_sql import NewMemory, SessionRecord, StoredTurn, TurnCommit
 
 BUSY_TIMEOUT_S = 5.0
 LATER_S = 1.0
@@ -144,9 +144,36 @@ class Store:
         """Record a turn that did not commit; it is not part of history, the state is untouched."""
         await self.run(sql.abandon_turn, session_id, seq, status, reply, record, error, at)
 
-    async def add_late_affect(self, session_id: str, seq: int, affect: Affect) -> None:
-        """Attribute affect that came late to its own turn (unless that turn has some)."""
-        await self.run(sql.add_late_affect, session_id, seq, affect)
+    async def add_late_affect(
+        self, session_id: str, seq: int, affect: Affect, *, memory: NewMemory | None = None
+    ) -> bool:
+        """Attribute affect that came late to its own turn, with the memory that it leaves.
+
+        False, and nothing kept, when that turn has some already or is no part of history.
+        """
+        return await self.run(sql.add_late_affect, session_id, seq, affect, memory)
+
+    async def add_late_vector(
+        self, session_id: str, seq: int, *, encoder: str, vector: bytes, foresight: bytes
+    ) -> bool:
+        """Attribute a vector that came late to its own turn: its memory, unless that has one, and
+        what foresight remembers with it.
+
+        False, and nothing kept, when that turn is no part of history.
+        """
+        return await self.run(sql.add_late_vector, session_id, seq, encoder, vector, foresight)
+
+    async def set_foresight(self, session_id: str, foresight: bytes) -> None:
+        """What foresight remembers, with the vector it expects next.
+
+        Not worth a commit of its own, like ``set_tokens``: if it is lost, one surprise is not
+        measured.
+        """
+        self._later(
+            sql.execute,
+            "UPDATE sessions SET foresight=? WHERE session_id=?",
+            (foresight, session_id),
+        )
 
     async def set_tokens(self, session_id: str, seq: int, tokens: int) -> None:
         """Real token count of a turn, once the model has counted it.
@@ -174,9 +201,17 @@ class Store:
             sql.execute, "UPDATE sessions SET persona=? WHERE session_id=?", (persona, session_id)
         )
 
-    async def undo(self, session_id: str) -> StoredTurn | None:
-        """Take the last committed turn back, with its memory; returns it, or ``None``."""
-        return await self.run(sql.undo, session_id)
+    async def undo(
+        self,
+        session_id: str,
+        *,
+        rewound: Callable[[bytes | None, int], bytes | None] = lambda foresight, seq: None,
+    ) -> StoredTurn | None:
+        """Take the last committed turn back, with its memory; returns it, or ``None``.
+
+        ``rewound(foresight, seq)`` is what foresight remembers without that turn.
+        """
+        return await self.run(sql.undo, session_id, rewound)
 
     async def sessions(self) -> list[tuple[str, str, int, float]]:
         """(session id, persona, committed turns, last time) of every session, newest first."""

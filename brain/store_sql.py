@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from brain.errors import StoreError, TurnConflict
 from brain.schema import Affect, Frame
 from brain.state import HormoneState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Status = Literal["begun", "done", "partial", "cancelled", "failed", "undone"]
 
 SCHEMA = """
@@ -39,6 +40,13 @@ CREATE TRIGGER IF NOT EXISTS memories_ai AFTER INSERT ON memories BEGIN
 CREATE TRIGGER IF NOT EXISTS memories_ad AFTER DELETE ON memories BEGIN
     INSERT INTO memories_fts(memories_fts, rowid, text) VALUES ('delete', old.id, old.text); END;
 """
+# What each version added to the one before. Version 2 finds the memories whose vectors are missing
+# or another encoder's without reading them all. In version 1, ``encoder`` was a hash alone, equal
+# to no identity of today: those memories are found by their words until they are renewed.
+UPGRADES = {
+    1: SCHEMA,
+    2: "CREATE INDEX IF NOT EXISTS memories_encoder ON memories(encoder);",
+}
 
 _TURN = (
     "seq, turn_id, user_text, reply, status, affect_json, state_json, record_json, tokens,"
@@ -83,7 +91,8 @@ class SessionRecord(Frame):
 
 
 class NewMemory(Frame):
-    """A user's message worth keeping; ``vector`` is float32 little-endian of the encoder."""
+    """A user's message worth keeping; ``vector`` is float32 little-endian, and ``encoder`` the
+    identity of what made it: both, or neither."""
 
     text: str
     weight: float
@@ -109,7 +118,8 @@ class TurnCommit(Frame):
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Create the tables in an empty file; refuse a file of a newer version."""
+    """Create the tables in an empty file, or bring an older file up to date, in one transaction;
+    refuse a file of a newer version."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StoreError(
@@ -117,8 +127,9 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"{SCHEMA_VERSION}); upgrade limbic"
         )
     if version < SCHEMA_VERSION:
+        steps = "".join(UPGRADES[step] for step in range(version + 1, SCHEMA_VERSION + 1))
         connection.executescript(
-            f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+            f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
         )
 
 
@@ -209,12 +220,19 @@ def finish_turn(connection: sqlite3.Connection, c: TurnCommit) -> None:
         (state, c.foresight, c.session_id),
     )
     if c.memory is not None:
-        connection.execute(
-            "INSERT OR IGNORE INTO memories (session_id, seq, text, weight, created_at, encoder,"
-            " vector) VALUES (?,?,?,?,?,?,?)",
-            (c.session_id, c.seq, c.memory.text, c.memory.weight, c.at, c.memory.encoder,
-             c.memory.vector),
-        )  # fmt: skip
+        _keep(connection, c.session_id, c.seq, c.memory, c.at)
+
+
+def _keep(
+    connection: sqlite3.Connection, session_id: str, seq: int, memory: NewMemory, at: float
+) -> None:
+    """One memory a turn; what is learnt later can make it weigh more, never less."""
+    connection.execute(
+        "INSERT INTO memories (session_id, seq, text, weight, created_at, encoder, vector)"
+        " VALUES (?,?,?,?,?,?,?)"
+        " ON CONFLICT (session_id, seq) DO UPDATE SET weight=MAX(weight, excluded.weight)",
+        (session_id, seq, memory.text, memory.weight, at, memory.encoder, memory.vector),
+    )
 
 
 def abandon_turn(
@@ -230,17 +248,45 @@ def abandon_turn(
 
 
 def add_late_affect(
-    connection: sqlite3.Connection, session_id: str, seq: int, affect: Affect
-) -> None:
+    connection: sqlite3.Connection, session_id: str, seq: int, affect: Affect,
+    memory: NewMemory | None,
+) -> bool:  # fmt: skip
     """See ``Store.add_late_affect``."""
-    connection.execute(
-        "UPDATE turns SET affect_json=?, affect_late=1"
-        " WHERE session_id=? AND seq=? AND affect_json IS NULL",
+    row = connection.execute(
+        "UPDATE turns SET affect_json=?, affect_late=1 WHERE session_id=? AND seq=?"
+        " AND affect_json IS NULL AND status IN ('done','partial') RETURNING finished_at",
         (_json(affect), session_id, seq),
+    ).fetchone()
+    if row is not None and memory is not None:
+        _keep(connection, session_id, seq, memory, row[0])
+    return row is not None
+
+
+def add_late_vector(
+    connection: sqlite3.Connection, session_id: str, seq: int, encoder: str, vector: bytes,
+    foresight: bytes,
+) -> bool:  # fmt: skip
+    """See ``Store.add_late_vector``."""
+    found = connection.execute(
+        "SELECT 1 FROM turns WHERE session_id=? AND seq=? AND status IN ('done','partial')",
+        (session_id, seq),
+    ).fetchone()
+    if found is None:
+        return False
+    connection.execute(
+        "UPDATE memories SET encoder=?, vector=? WHERE session_id=? AND seq=? AND vector IS NULL",
+        (encoder, vector, session_id, seq),
     )
+    execute(
+        connection, "UPDATE sessions SET foresight=? WHERE session_id=?", (foresight, session_id)
+    )
+    return True
 
 
-def undo(connection: sqlite3.Connection, session_id: str) -> StoredTurn | None:
+def undo(
+    connection: sqlite3.Connection, session_id: str,
+    rewound: Callable[[bytes | None, int], bytes | None],
+) -> StoredTurn | None:  # fmt: skip
     """See ``Store.undo``."""
     row = connection.execute(
         f"SELECT {_TURN} FROM turns WHERE session_id=? AND status IN ('done','partial')"
@@ -254,11 +300,14 @@ def undo(connection: sqlite3.Connection, session_id: str) -> StoredTurn | None:
         "UPDATE turns SET status='undone' WHERE session_id=? AND seq=?", (session_id, turn.seq)
     )
     connection.execute("DELETE FROM memories WHERE session_id=? AND seq=?", (session_id, turn.seq))
+    (foresight,) = connection.execute(
+        "SELECT foresight FROM sessions WHERE session_id=?", (session_id,)
+    ).fetchone()
     connection.execute(
-        "UPDATE sessions SET foresight=NULL, state=(SELECT state_json FROM turns"
+        "UPDATE sessions SET foresight=?2, state=(SELECT state_json FROM turns"
         " WHERE session_id=?1 AND status IN ('done','partial') ORDER BY seq DESC LIMIT 1)"
         " WHERE session_id=?1",
-        (session_id,),
+        (session_id, rewound(foresight, turn.seq)),
     )
     return turn
 

@@ -24,7 +24,7 @@ import structlog
 from brain.clock import Clock
 from brain.logfiles import LogFile
 from brain.redact import scrub
-from brain.schema import Affect
+from brain.schema import Affect, Foresight
 from brain.settings import TelemetrySettings
 from brain.snapshot import Snapshot
 from brain.turn import Turn
@@ -128,6 +128,11 @@ class Telemetry:
             "affect_head_readable.log",
             {"turn_id": turn_id, "text": text, "late": late, "affect": affect},
         )
+
+    def surprise(self, turn_id: str, seen: Foresight) -> None:
+        """How surprising a message was, where its vector came after its turn."""
+        self.stats.note_surprise(seen.surprise)
+        self.emit("late_surprise", turn_id=turn_id, surprise=seen.surprise, distance=seen.distance)
 
     def reasoning(self, session_id: str, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was. The words it quotes are the user's, so the log keeps

@@ -40,6 +40,11 @@ class Turn:
     sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     late_applied: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def kept(self) -> bool:
+        """Whether it became history, whole or as far as it came."""
+        return self.status in ("done", "partial")
+
     def __aiter__(self) -> AsyncIterator[str]:
         if self.status != "new":
             raise RuntimeError("a turn runs once; say() the message again for another")

@@ -159,7 +159,7 @@ async def _round_trip(limbic: Limbic, name: str, text: str) -> Check:
         return Check(name, "ok", seen)
     if name == "lvm" and parts.foresight is not None:
         session = await limbic.session("diagnostics").open()
-        seen_now, _ = await parts.foresight.observe(
+        seen_now = await parts.foresight.observe(
             session.foresight, text, turn_id="diagnostics", deadline_ms=10_000
         )
         size = len(seen_now.vector or ())

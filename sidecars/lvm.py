@@ -86,6 +86,7 @@ class LvmService(Service):
         self._network: LvmNetwork | None = None
         self._dim = 0
         self._model = ""
+        self._encoder_name = ""
         self._batcher: MicroBatcher[Job, Array] | None = None
 
     @classmethod
@@ -116,7 +117,9 @@ class LvmService(Service):
             raise ConfigError(f"{self._args.encoder}: not a sentence encoder")
         self._dim = int(self._encoder.manifest["dim"])
         self._encode(["warm start"])
-        self._model = str(self._encoder.manifest["name"])
+        manifest = self._encoder.manifest
+        self._encoder_name = f"{manifest['name']}-{manifest.get('version', '?')}"
+        self._model = str(manifest["name"])
         if not self._args.model.exists():
             return ModelInfo(self._model, self._encoder.sha256)
         progress("loading the predictor")
@@ -162,6 +165,7 @@ class LvmService(Service):
                 "embeddings": vectors.tolist(),
                 "shape": list(vectors.shape),
                 "encoder": self._encoder.sha256,
+                "encoder_name": self._encoder_name,
             }
         )
 

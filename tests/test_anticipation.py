@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from brain.app import Limbic
-from brain.foresight import ForesightClient, ForesightState
+from brain.foresight import ForesightClient
+from brain.foresight_state import ForesightState
 from brain.memory import Memory, Recalled, pack
 from brain.settings import MemorySettings
 from brain.store import Store

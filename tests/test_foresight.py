@@ -1,4 +1,4 @@
-"""Foresight: pure state, calibrated surprise, and a client that refuses wrong vectors."""
+"""Foresight: surprise measured live, and a client that refuses wrong vectors."""
 
 from __future__ import annotations
 
@@ -8,99 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from brain.breaker import CircuitBreaker
 from brain.clock import SystemClock
 from brain.errors import BreakerOpen, LimbicError, ProtocolError, RemoteTimeout, RemoteUnavailable
-from brain.foresight import ForesightClient, ForesightState, cosine_distance, percentile
+from brain.foresight import ForesightClient
+from brain.foresight_state import ForesightState, SeenMessage, percentile
 from brain.remote import open_http
 from brain.settings import BreakerSettings
 from tests.fakes.rig import Emitted, Source, loop_never_blocks
 from tests.fakes.side_server import Answer, FakeSide, embedding
 
 __all__ = ["loop_never_blocks"]
-
-single = st.floats(-1e6, 1e6, width=32)
-vectors = st.integers(1, 8).flatmap(
-    lambda dim: st.tuples(
-        st.lists(st.lists(single, min_size=dim, max_size=dim).map(tuple), max_size=5).map(tuple),
-        st.none() | st.lists(single, min_size=dim, max_size=dim).map(tuple),
-    )
-)
-states = st.builds(
-    lambda pair, distances: ForesightState(*pair, tuple(distances)),
-    vectors,
-    st.lists(st.floats(0, 2, width=32), max_size=200),
-)
-
-
-@given(states)
-def test_a_state_survives_its_record_exactly(state: ForesightState) -> None:
-    assert ForesightState.from_bytes(state.to_bytes()) == state
-
-
-@given(states, st.integers(0, 10_000))
-def test_a_truncated_record_is_refused(state: ForesightState, cut: int) -> None:
-    data = state.to_bytes()
-    with pytest.raises(ValueError):
-        ForesightState.from_bytes(data[: cut % len(data)])
-
-
-@given(st.binary(max_size=64))
-def test_any_bytes_are_a_state_or_refused(data: bytes) -> None:
-    for record in (data, b"FS\x01" + data):
-        try:
-            state = ForesightState.from_bytes(record)
-        except ValueError:
-            continue
-        assert state.to_bytes() == record or state.dim is None
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"vectors": ((1.0,), (1.0, 2.0))},
-        {"vectors": ((1.0,),), "predicted": (1.0, 2.0)},
-        {"vectors": ((1.0,),) * 6},
-        {"vectors": ((),)},
-        {"predicted": ()},
-        {"predicted": (1.0,) * 5_000},
-        {"predicted": (float("nan"),)},
-        {"distances": (2.5,)},
-        {"distances": (float("nan"),)},
-        {"distances": (0.1,) * 201},
-    ],
-)
-def test_a_state_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="foresight state"):
-        ForesightState(**wrong)
-
-
-def test_surprise_is_the_mid_rank_percentile_of_the_sessions_own_history() -> None:
-    history = [0.1, 0.2, 0.2, 0.3, 0.4]
-    assert percentile(0.0, history) == 0.0
-    assert percentile(0.2, history) == pytest.approx((1 + 3) / 2 / 5)
-    assert percentile(0.25, history) == pytest.approx(3 / 5)
-    assert percentile(9.0, history) == 1.0
-    assert percentile(0.2, history[:4]) is None
-
-
-@given(st.lists(st.floats(0, 2), min_size=5, max_size=200), st.floats(0, 2), st.floats(0, 2))
-def test_a_larger_distance_is_never_less_surprising(
-    history: list[float], a: float, b: float
-) -> None:
-    low, high = sorted((a, b))
-    less, more = percentile(low, history), percentile(high, history)
-    assert less is not None and more is not None
-    assert 0 <= less <= more <= 1
-
-
-def test_cosine_distance_has_its_known_values() -> None:
-    assert cosine_distance((1, 0), (2, 0)) == pytest.approx(0)
-    assert cosine_distance((1, 0), (0, 3)) == pytest.approx(1)
-    assert cosine_distance((1, 0), (-1, 0)) == pytest.approx(2)
 
 
 @dataclass
@@ -120,10 +39,17 @@ async def rig(failures: int = 100, dim: int = 8) -> AsyncIterator[SideRig]:
     )
     async with FakeSide(dim=dim) as side, open_http() as http:
         source = Source(side.url)
-        client = ForesightClient(
-            endpoint=source, http=http, breaker=breaker, clock=clock, emit=emitted
-        )
+        client = ForesightClient(endpoint=source, http=http, breaker=breaker, clock=clock)
         yield SideRig(client, side, source, breaker, emitted)
+
+
+OTHERS = "?:?:8"  # how an encoder of eight dimensions is known that does not say its name
+
+
+def seen(*vectors: tuple[float, ...], **more: Any) -> ForesightState:
+    """A state that has seen messages of these vectors."""
+    messages = tuple(SeenMessage(n + 1, vector) for n, vector in enumerate(vectors))
+    return ForesightState(encoder=OTHERS, messages=messages, **more)
 
 
 def marks(deadline_ms: int = 2_000) -> dict[str, Any]:
@@ -132,12 +58,10 @@ def marks(deadline_ms: int = 2_000) -> dict[str, Any]:
 
 async def test_the_first_message_has_a_vector_and_no_surprise() -> None:
     async with rig() as r:
-        before = ForesightState()
-        foresight, after = await r.client.observe(before, "hello", **marks())
+        foresight = await r.client.observe(ForesightState(), "hello", **marks())
     assert foresight.vector == pytest.approx(embedding("hello", 8), abs=1e-6)
     assert (foresight.surprise, foresight.distance) == (None, None)
-    assert after.vectors == (foresight.vector,)
-    assert before == ForesightState()
+    assert foresight.encoder == r.client.encoder == OTHERS
     (request,) = r.side.requests
     assert request.body["texts"] == ["hello"]
     assert request.body["turn_id"] == "t1"
@@ -148,7 +72,8 @@ async def test_a_conversation_calibrates_surprise_on_itself() -> None:
         state = ForesightState()
         surprises, distances = [], []
         for n in range(8):
-            foresight, state = await r.client.observe(state, f"message {n}", **marks())
+            foresight = await r.client.observe(state, f"message {n}", **marks())
+            state = state.after(n + 1, foresight)
             surprises.append(foresight.surprise)
             distances.append(foresight.distance)
             assert state.predicted is None
@@ -166,15 +91,16 @@ async def test_a_conversation_calibrates_surprise_on_itself() -> None:
 async def test_a_message_just_as_predicted_is_no_distance_away() -> None:
     async with rig() as r:
         predicted = tuple(embedding("hello", 8))
-        state = ForesightState(predicted=predicted, distances=(0.5,) * 5)
-        foresight, _ = await r.client.observe(state, "hello", **marks())
+        before = tuple(SeenMessage(n, distance=0.5) for n in range(5))
+        state = ForesightState(encoder=OTHERS, messages=before, predicted=predicted)
+        foresight = await r.client.observe(state, "hello", **marks())
     assert foresight.distance == pytest.approx(0, abs=1e-6)
     assert foresight.surprise == 0
 
 
 async def test_fewer_than_five_messages_are_padded_with_the_oldest() -> None:
     async with rig() as r:
-        state = ForesightState(vectors=((1.0,) * 8, (2.0,) * 8))
+        state = seen((1.0,) * 8, (2.0,) * 8)
         await r.client.anticipate(state, **marks())
         (request,) = r.side.asked("/infer")
     assert [row[0] for row in request.body["context_vectors"]] == [1, 1, 1, 1, 2]
@@ -216,20 +142,70 @@ async def test_a_prediction_outside_the_contract_is_refused(vector: list[Any]) -
     async with rig() as r:
         r.side.enqueue("/infer", Answer(body={"predicted_vector": vector}))
         with pytest.raises(ProtocolError):
-            await r.client.anticipate(ForesightState(vectors=((1.0,) * 8,)), **marks())
+            await r.client.anticipate(seen((1.0,) * 8), **marks())
+
+
+def named(text: str, dim: int = 8, name: str = "mini", sha: str = "aa") -> Answer:
+    return Answer(body={"embeddings": [embedding(text, dim)], "shape": [1, dim], "encoder": sha,
+                        "encoder_name": name})  # fmt: skip
 
 
 async def test_an_encoder_that_changes_its_dimension_is_refused_once_then_believed() -> None:
     async with rig() as r:
-        _, state = await r.client.observe(ForesightState(), "a", **marks())
+        await r.client.observe(ForesightState(), "a", **marks())
         r.side.dim = 4
         with pytest.raises(ProtocolError, match="4 dimensions where it had 8"):
-            await r.client.observe(state, "b", **marks())
-        foresight, state = await r.client.observe(state, "b", **marks())
-        assert state.vectors == (foresight.vector,)
-        assert state.dim == 4
-        (reset,) = r.emitted.named("foresight_reset")
-        assert (reset["before"], reset["now"]) == (8, 4)
+            await r.client.observe(ForesightState(), "b", **marks())
+        foresight = await r.client.observe(ForesightState(), "b", **marks())
+        assert foresight.vector is not None and len(foresight.vector) == 4
+
+
+async def test_another_encoder_may_have_another_dimension_at_once() -> None:
+    async with rig() as r:
+        r.side.enqueue("/encode", named("a"), named("b", dim=4, sha="bb"))
+        await r.client.observe(ForesightState(), "a", **marks())
+        foresight = await r.client.observe(ForesightState(), "b", **marks())
+    assert foresight.encoder == "mini:bb:4"
+
+
+@pytest.mark.parametrize("change", [{"name": "maxi"}, {"sha": "bb"}])
+async def test_what_another_encoder_expected_is_no_measure_though_the_dimension_is_the_same(
+    change: dict[str, str],
+) -> None:
+    async with rig() as r:
+        state = ForesightState()
+        for n in range(7):
+            r.side.enqueue("/encode", named(f"message {n}"))
+            state = state.after(n, await r.client.observe(state, f"message {n}", **marks()))
+            state = await r.client.anticipate(state, **marks())
+        r.side.enqueue("/encode", named("message 7"), named("message 7", **change))
+        same = await r.client.observe(state, "message 7", **marks())
+        other = await r.client.observe(state, "message 7", **marks())
+    assert same.surprise is not None
+    assert (other.surprise, other.distance) == (None, None)
+    assert state.after(7, other).messages == (SeenMessage(7, other.vector),)
+
+
+async def test_several_texts_are_encoded_in_their_order() -> None:
+    async with rig() as r:
+        encoded = await r.client.encode(["a", "b", "c"], **marks())
+    assert encoded.encoder == OTHERS
+    assert encoded.vectors[1] == pytest.approx(embedding("b", 8), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"embeddings": [[0.5] * 8], "shape": [1, 8]},
+        {"embeddings": [[0.5] * 8, [0.5] * 7], "shape": [2, 8]},
+        {"embeddings": [[0.5] * 8, [0.0] * 8], "shape": [2, 8]},
+    ],
+)
+async def test_fewer_vectors_than_texts_or_unlike_ones_are_refused(body: Any) -> None:
+    async with rig() as r:
+        r.side.enqueue("/encode", Answer(body=body))
+        with pytest.raises(ProtocolError):
+            await r.client.encode(["a", "b"], **marks())
 
 
 @pytest.mark.parametrize(
@@ -244,14 +220,14 @@ async def test_a_failing_lvm_is_typed_and_leaves_the_state(
     answer: Answer, kind: type[LimbicError]
 ) -> None:
     async with rig() as r:
-        state = ForesightState(vectors=((1.0,) * 8,), predicted=(1.0,) * 8)
+        state = seen((1.0,) * 8, predicted=(1.0,) * 8)
         r.side.enqueue("/encode", answer)
         r.side.enqueue("/infer", answer)
         with pytest.raises(kind):
             await r.client.observe(state, "x", **marks(80))
         with pytest.raises(kind):
             await r.client.anticipate(state, **marks(80))
-        assert state == ForesightState(vectors=((1.0,) * 8,), predicted=(1.0,) * 8)
+        assert state == seen((1.0,) * 8, predicted=(1.0,) * 8)
 
 
 async def test_an_lvm_that_failed_repeatedly_is_not_asked() -> None:
@@ -271,6 +247,7 @@ async def test_vectors_as_large_as_the_contract_allows_fit() -> None:
             "/encode",
             Answer(body={"embeddings": [[-0.012345678901234567] * 4_096], "shape": [1, 4_096]}),
         )
-        foresight, state = await r.client.observe(ForesightState(), "x", **marks(10_000))
+        foresight = await r.client.observe(ForesightState(), "x", **marks(10_000))
         assert foresight.vector is not None and len(foresight.vector) == 4_096
+        state = ForesightState().after(1, foresight)
         assert (await r.client.anticipate(state, **marks(10_000))).dim == 4_096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_small_talk_is_not_kept_and_strong_words_are() -> None:
     st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3),
 )
 def test_our_distance_agrees_with_its_definition(a: list[float], b: list[float]) -> None:
-    distance = cosine_distance(pack(tuple(a)), pack(tuple(b)))
+    distance = cosine_distance(*(struct.pack("<3f", *row) for row in (a, b)))
     norm = (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
     wanted = 1 - sum(x * y for x, y in zip(a, b, strict=True)) / norm if norm else 1.0
     assert distance == pytest.approx(wanted, abs=1e-4)

@@ -7,7 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from brain.app import Limbic, SessionHandle
-from brain.cli.status import affect_lines, clip, model_trouble, span, state_lines, welcome_lines
+from brain.cli.status import (
+    affect_lines,
+    clip,
+    model_trouble,
+    span,
+    state_lines,
+    surprise_line,
+    welcome_lines,
+)
 from brain.errors import InputError
 
 MEMORIES = 20
@@ -74,9 +82,12 @@ class Commands:
                 found = await self.handle.memories(MEMORIES)
                 width = max(20, shutil.get_terminal_size().columns - 16)
                 lines = [f"  {seq:>4}  {weight:.2f}  {clip(t, width)}" for seq, weight, t in found]
-                expected = (await self.handle.open()).expected
-                lines += [f"  expected next: {clip(one.text, width)}" for one in expected]
-                return lines or ["no memories yet"]
+                session = await self.handle.open()
+                lines += [f"  expected next: {clip(one.text, width)}" for one in session.expected]
+                lines = lines or ["no memories yet"]
+                if self.limbic.parts.foresight is not None:
+                    lines.append(surprise_line(session.foresight))
+                return lines
             case ["forget", number] if number.isascii() and number.isdigit():
                 known = len(number) < 19 and await self.handle.forget(int(number))
                 return [f"{'forgot' if known else 'there is no memory'} {number}"]

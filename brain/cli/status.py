@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from brain.app import Limbic
 from brain.behaviour import directive, mood
+from brain.foresight_state import MIN_DISTANCES, ForesightState
 from brain.persona import Persona
 from brain.schema import Affect
 from brain.sessions import Session
@@ -80,6 +81,17 @@ def affect_lines(affect: Affect | None, *, classifier: bool) -> list[str]:
     if affect.reasoning:
         lines.append(f"  {clip(affect.reasoning, 4 * QUOTE_CHARS)}")
     return lines
+
+
+def surprise_line(foresight: ForesightState) -> str:
+    """How surprising the last message was among those of its session."""
+    measured = len(foresight.distances)
+    if foresight.last_surprise is None:
+        return f"surprise: not known yet ({measured} measured, {MIN_DISTANCES} needed before it)"
+    return (
+        f"surprise: {foresight.last_surprise:.2f} (your last message was further from what was"
+        f" expected than {foresight.last_surprise:.0%} of the {measured - 1} before it)"
+    )
 
 
 def late_marks(turn: Turn) -> list[str]:

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import math
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -53,13 +54,17 @@ class Answer:
 
 class FakeSide:
     """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up,
-    and ``departed`` is set by the first."""
+    and ``departed`` is set by the first. ``encoder`` is the hash that its vectors come with, where
+    it is set, and ``embed(text, dim)`` makes them."""
 
     def __init__(self, *, dim: int = 8) -> None:
         self.dim = dim
+        self.encoder = ""
+        self.embed: Callable[[str, int], list[float]] = embedding
         self.requests: list[Recorded] = []
         self.left = 0
         self.departed = asyncio.Event()
+        self._moved = asyncio.Event()
         self._port = 0
         self._answers: dict[str, deque[Answer]] = defaultdict(deque)
         self._released = asyncio.Event()
@@ -77,6 +82,12 @@ class FakeSide:
     def release(self) -> None:
         """Let every held answer go."""
         self._released.set()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until ``true()``, which is asked whenever a request comes or a client leaves."""
+        while not true():
+            self._moved.clear()
+            await self._moved.wait()
 
     def asked(self, path: str) -> list[Recorded]:
         """The requests that came for ``path``."""
@@ -110,6 +121,7 @@ class FakeSide:
         body = orjson.loads(await request.read() or b"null")
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
         self.requests.append(Recorded(request.path, dict(request.headers), body, tuple(peer[:2])))
+        self._moved.set()
         queue = self._answers[request.path]
         answer = queue.popleft() if queue else Answer()
         try:
@@ -117,6 +129,7 @@ class FakeSide:
         except (asyncio.CancelledError, ConnectionError):
             self.left += 1
             self.departed.set()
+            self._moved.set()
             raise
 
     async def _play(self, request: web.Request, answer: Answer, body: Any) -> web.StreamResponse:
@@ -154,8 +167,9 @@ class FakeSide:
         if path == REASONING:
             return {"turn_id": body.get("turn_id", ""), "reasoning": "tension: “rough” +0.20"}
         if path == "/encode":
-            rows = [embedding(text, self.dim) for text in body["texts"]]
-            return {"embeddings": rows, "shape": [len(rows), self.dim]}
+            rows = [self.embed(text, self.dim) for text in body["texts"]]
+            name = {"encoder": self.encoder, "encoder_name": "fake"} if self.encoder else {}
+            return {"embeddings": rows, "shape": [len(rows), self.dim], **name}
         if path == "/infer":
             rows = body["context_vectors"]
             mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
