@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from rich.console import Console
 
 from brain.cli import cli
 from brain.cli.monitor import Watch, feeling, rows_of
-from brain.logtail import MAX_LINE, LogTail
+from brain.logtail import LogTail
 
 SNAPSHOT: dict[str, Any] = {
     "status": "ok",
@@ -96,42 +95,6 @@ def test_a_feeling_has_a_word() -> None:
     assert feeling({}) == "even"
 
 
-def test_a_tail_survives_rotation_truncation_and_deletion(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    tail = LogTail(path)
-    assert tail.read() == []
-    path.write_bytes(b"one\ntw")
-    assert tail.read() == ["one"]
-    with path.open("ab") as log:
-        log.write(b"o\nlast words\n")
-    path.rename(tmp_path / "log.1")
-    path.write_bytes(b"new file\n")
-    assert tail.read() == ["two", "last words", "new file"]
-    path.write_bytes(b"\xff\n")
-    assert tail.read() == ["\ufffd"]
-    path.unlink()
-    assert tail.read() == []
-    path.write_bytes(b"back\n")
-    assert tail.read() == ["back"]
-    tail.close()
-
-
-def test_a_tail_begins_near_the_end_and_follows_no_link(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"".join(b"line %d\n" % i for i in range(1000)))
-    assert LogTail(path, backlog=30).read() == ["line 997", "line 998", "line 999"]
-    link = tmp_path / "link"
-    link.symlink_to(path)
-    assert LogTail(link).read() == []
-
-
-def test_a_pipe_or_a_folder_is_not_a_log(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    assert LogTail(pipe).read() == []
-    assert LogTail(tmp_path).read() == []
-
-
 def test_the_newest_line_is_seen_however_long_the_others_are(tmp_path: Path) -> None:
     watch = watch_on(tmp_path)
     watch.lines.extend(["old " * 60] * 30 + ["the newest"])
@@ -155,69 +118,6 @@ def test_events_of_the_log_are_shown_and_routine_ones_are_not(tmp_path: Path) ->
     watch.read_logs()
     assert list(watch.lines) == ["12:30:01 sidecar_ended name cahm code -9",
                                  "12:30:02 breaker_opened remote llm"]  # fmt: skip
-
-
-def test_a_file_larger_than_one_read_is_not_cut_at_rotation(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("first\n")
-    tail = LogTail(path)
-    assert tail.read() == ["first"]
-    with path.open("a") as file:
-        file.writelines(f"line {n} {'x' * 1000}\n" for n in range(3000))  # about 3 MB
-    path.rename(tmp_path / "log.1")
-    path.write_text("of the new file\n")
-    found = tail.read()
-    assert len(found) == 3001
-    assert found[-2].startswith("line 2999") and found[-1] == "of the new file"
-
-
-def test_a_line_without_end_is_bounded_and_marked(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("")
-    tail = LogTail(path)
-    tail.read()
-    with path.open("ab") as file:
-        for _ in range(20):
-            file.write(b"x" * MAX_LINE)
-            file.flush()
-            tail.read()
-        assert len(tail._partial) <= MAX_LINE
-        file.write(b"end of it\nthe next\n")
-    assert tail.read() == ["the next"]
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("write"), st.text("abc\n", max_size=12)),
-            st.tuples(st.just("rotate"), st.just("")),
-            st.tuples(st.just("read"), st.just("")),
-        ),
-        max_size=30,
-    )
-)
-def test_every_whole_line_is_given_once_in_order(steps: list[tuple[str, str]]) -> None:
-    """Whatever is written in whatever pieces, where it is looked at before each rotation."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, old = Path(folder) / "log", Path(folder) / "log.1"
-        path.write_text("")
-        tail, expected, found, held = LogTail(path), [], [], ""
-        found += tail.read()
-        for what, text in steps:
-            if what == "write":
-                with path.open("a") as file:
-                    file.write(text)
-                *whole, held = (held + text).split("\n")
-                expected += [line for line in whole if line]
-            elif what == "rotate":
-                found += tail.read()
-                path.rename(old)
-                path.write_text("")
-                held = ""
-            else:
-                found += tail.read()
-        found += tail.read()
-        assert found == expected
 
 
 def test_a_narrow_terminal_is_not_overrun(tmp_path: Path) -> None:
