@@ -14,6 +14,7 @@ from brain.turn import Turn
 
 WINDOW = 200
 RECENT = 20
+SIDES = ("affect", "foresight", "recall")
 GIVEN_UP = {"side_missed": "missed", "side_down": "down"}
 
 
@@ -196,7 +197,7 @@ def settled(event: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     """The side model of an event such as ``late_affect`` or ``side_down``, and its outcome in the
     form that a turn's record has; an empty name for any other event."""
     name = fields.get("side") if event in GIVEN_UP else event.removeprefix("late_")
-    if not isinstance(name, str) or (event not in GIVEN_UP and name == event):
+    if name not in SIDES or name == event:
         return "", {}
     outcome = {"outcome": GIVEN_UP.get(event, "late"),
                "ms": fields.get("age_ms", fields.get("limit_ms", 0.0))}  # fmt: skip
