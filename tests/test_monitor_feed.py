@@ -100,11 +100,17 @@ def test_events_are_told_and_routine_ones_are_not() -> None:
         {"event": "start", "time": "2026-01-01T12:29:00.000Z"},
         {"event": "turn", "time": "2026-01-01T12:30:00.000Z", "turn_id": "t", "status": "done"},
         {"event": "affect_call", "time": "2026-01-01T12:30:00.000Z", "turn_id": "t"},
-        {"event": "sidecar_ended", "time": "2026-01-01T12:30:01.000Z", "name": "cahm", "code": -9},
+        {
+            "event": "sidecar_ended",
+            "time": "2026-01-01T12:30:01.000Z",
+            "name": "cahm",
+            "code": -9,
+            "reason": "killed",
+        },
         {"event": "late_dropped", "time": "2026-01-01T12:30:02.000Z", "turn_id": "t", "side": "x"},
     )
-    assert found == ["12:29:00 brain started", "12:30:01 sidecar_ended name cahm code -9",
-                     "12:30:02 late_dropped turn_id t side x"]  # fmt: skip
+    assert found == ["12:29:00 brain started", "12:30:01 sidecar_ended cahm: killed · code -9",
+                     "12:30:02 late_dropped x · turn_id t"]  # fmt: skip
 
 
 def test_lines_that_are_no_events_are_left_out_and_a_gap_in_the_log_is_told() -> None:
@@ -140,4 +146,4 @@ def test_only_the_latest_are_kept() -> None:
     for number in range(KEPT + 50):
         feed.take_line(orjson.dumps({"event": "e", "number": number}).decode())
     assert len(feed.items()) == KEPT
-    assert list(feed.fresh())[-1] == f"e number {KEPT + 49}"
+    assert list(feed.fresh())[-1] == f"e · number {KEPT + 49}"

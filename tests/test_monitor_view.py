@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +135,19 @@ def test_a_problem_is_told_above_what_was_known() -> None:
     assert "12 done" in "\n".join(lines)
 
 
+def test_many_events_do_not_push_the_turns_out() -> None:
+    feed = Feed()
+    feed.take_snapshot(FULL)
+    for number in range(60):
+        line = {"event": "sidecar_ended", "time": f"2026-01-01T12:40:{number:02}.000Z",
+                "name": "cahm", "reason": "killed by SIGKILL, " * 9}  # fmt: skip
+        feed.take_line(orjson.dumps(line).decode())
+    lines = drawn(FULL, feed=feed)
+    text = "\n".join(lines)
+    assert "cancelled after 1.2 s" in text and "12:40:59 sidecar_ended cahm: killed" in text
+    assert 1 < sum("sidecar_ended" in line for line in lines) < 5
+
+
 def test_before_anything_is_known_the_screen_says_so() -> None:
     lines = drawn({}, width=60, height=15)
     assert len(lines) == 15 and "no turn yet" in "\n".join(lines)
@@ -162,8 +176,6 @@ def test_markup_is_text() -> None:
 
 @given(ODD)
 def test_no_snapshot_and_no_log_line_however_odd_breaks_it(value: Any) -> None:
-    import orjson
-
     snapshot = value if isinstance(value, dict) else {"affect": value, "recent": [value]}
     assert len(drawn(snapshot, width=60, height=15)) <= 15
     assert all(isinstance(row.text, str) for row in rows_of(snapshot))

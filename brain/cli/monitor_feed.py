@@ -23,6 +23,9 @@ KEPT = 200
 AXES = ("valence", "intimacy", "tension")
 # Of every turn, and shown with it.
 ROUTINE = frozenset({"turn", "affect_call", "sidecar_progress", "llm_reconnect"})
+UNTOLD = frozenset({"event", "time", "sha256", "level"})
+ABOUT = ("name", "remote", "side")
+REASONS = ("error", "reason", "detail")
 WORDS = {"start": "brain started", "stop": "brain stopped"}
 BAD = re.compile(r"ended|failed|error|opened|degraded|missed|dropped|dump|not_")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\dZ+:-]*")
@@ -95,13 +98,15 @@ class TurnItem(Item):
         return found
 
     def _head(self) -> str:
-        words = [score_words(self.scores) if self.scores else "no scores"]
+        words = [score_words(self.scores) if self.scores else "no scores" * bool(self.status)]
         words += self.scores.get("tags", [])
-        if self.status == "done":
+        if not self.status:
+            words.append("answering…")
+        elif self.status == "done":
             words += [f"{name} {ms_words(self.timings[key])}"
                       for name, key in (("first token", "first_token_ms"), ("total", "total_ms"))
                       if key in self.timings]  # fmt: skip
-        return " · ".join(filter(None, words)) if self.scores or self.status else "…"
+        return " · ".join(filter(None, words))
 
     def _end(self) -> str:
         total = self.timings.get("total_ms")
@@ -229,13 +234,8 @@ class Feed:
         self._reads_events = True
         if name in ROUTINE:
             return
-        more = " ".join(
-            f"{key} {value}" for key, value in fields.items()
-            if key not in ("event", "time") and isinstance(value, str | int | float)
-        )  # fmt: skip
         style = "bad" if BAD.search(name) else "dim"
-        self._event(f"{WORDS.get(name, name)} {more}".strip(), at=_time(fields.get("time")),
-                    style=style)  # fmt: skip
+        self._event(_event_words(name, fields), at=_time(fields.get("time")), style=style)
 
     def _take_record(self, turn: TurnItem, record: Mapping[str, Any]) -> None:
         self._record = record
@@ -300,6 +300,17 @@ def score_words(scores: Mapping[str, Any]) -> str:
 def _side_words(name: str, outcome: str, ms: float, reason: str) -> str:
     after = f" after {ms_words(ms)}" if ms and outcome in ("late", "missed") else ""
     return f"{name} {outcome}{after}" + (f" ({reason})" if reason else "")
+
+
+def _event_words(name: str, fields: Mapping[str, Any]) -> str:
+    """``sidecar_ended cahm: killed by SIGKILL · pid 7101``: what tells most comes first."""
+    said = {key: _words(value) or str(value) for key, value in fields.items()
+            if key not in UNTOLD and isinstance(value, str | int | float)}  # fmt: skip
+    who = [said.pop(key) for key in ABOUT if key in said]
+    why = [said.pop(key) for key in REASONS if said.get(key)]
+    head = " ".join([WORDS.get(name, name), *who])
+    rest = [f"{key} {value}" for key, value in said.items()]
+    return " · ".join([": ".join([head, *why]), *rest])
 
 
 def ms_words(ms: float) -> str:

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from brain.cli.monitor_feed import AXES, Feed, Item, ms_words, number, part
+from brain.cli.monitor_feed import AXES, Feed, Item, TurnItem, ms_words, number, part
 from brain.redact import printable
 
 STYLES = {"": "", "good": "green", "warn": "yellow", "bad": "red", "dim": "dim"}
@@ -146,18 +146,28 @@ def upper(rows: Sequence[Row], *, width: int, ascii_only: bool = False) -> list[
 
 
 def lower(items: Sequence[Item], *, width: int, room: int) -> list[Line]:
-    """The newest items in ``room`` lines, oldest first; of the first one perhaps the head alone."""
+    """The newest items in ``room`` lines, oldest first; of the first turn perhaps the head alone.
+    Events take one line each, and no more of them than leaves two thirds to turns that want it."""
+    blocks = [(isinstance(item, TurnItem), _block(item, width)) for item in reversed(items)]
+    of_turns = sum(len(block) for is_turn, block in blocks if is_turn)
+    of_events = sum(len(block) for is_turn, block in blocks if not is_turn)
+    for_events = min(of_events, room - min(of_turns, room - room // 3))
+    left = {True: room - for_events, False: for_events}
     lines: list[Line] = []
-    for item in reversed(items):
-        block: list[Line] = []
-        for index, (style, text) in enumerate(item.parts()):
-            said = f"{item.prefix} {text}" if index == 0 else f"  {text}"
-            rows = 1 if index == 0 and len(item.parts()) > 1 else ROWS_OF_A_LINE
-            block += [Line(0, cut, style) for cut in wrap(said, width, rows=rows)]
-        lines = block[: max(0, room - len(lines))] + lines
-        if len(lines) >= room:
-            break
+    for is_turn, block in blocks:
+        cut = block[: left[is_turn]]
+        left[is_turn] -= len(cut)
+        lines = cut + lines
     return lines
+
+
+def _block(item: Item, width: int) -> list[Line]:
+    parts = item.parts()
+    if not isinstance(item, TurnItem):
+        return [Line(0, clip(f"{item.prefix} {text}", width), style) for style, text in parts]
+    head = Line(0, clip(f"{item.prefix} {parts[0][1]}", width), parts[0][0])
+    return [head, *(Line(0, cut, style) for style, text in parts[1:]
+                    for cut in wrap(f"  {text}", width))]  # fmt: skip
 
 
 def fitting(lines: Sequence[Line], room: int) -> list[Line]:
