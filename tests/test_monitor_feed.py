@@ -95,6 +95,17 @@ def test_a_side_model_that_is_down_says_why() -> None:
     assert "12:30:02 aaaabbbb affect down (BreakerOpen: cahm failed too often)" in told(line)
 
 
+def test_a_late_answer_that_is_not_used_is_told_with_its_turn() -> None:
+    time = "2026-01-01T12:30:01.000Z"
+    late = {"event": "late_affect", "time": time, "turn_id": "t", "age_ms": 814.0}
+    dropped = {"event": "late_dropped", "time": time, "turn_id": "t", "side": "affect",
+               "reason": "failed"}  # fmt: skip
+    end = {"event": "turn", "time": time, "turn_id": "t", "status": "failed", "timings": {},
+           "sides": {"affect": {"outcome": "late", "ms": 600.0}}}  # fmt: skip
+    for order in itertools.permutations((late, dropped, end)):
+        assert told(*order)[2] == "12:30:01 t affect late after 814 ms (not used: failed)"
+
+
 def test_events_are_told_and_routine_ones_are_not() -> None:
     found = told(
         {"event": "start", "time": "2026-01-01T12:29:00.000Z"},

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from brain.logtail import Mark
-from brain.snapshot import Side, settled
+from brain.snapshot import SIDES, Side, settled
 
 KEPT = 200
 AXES = ("valence", "intimacy", "tension")
@@ -186,6 +186,11 @@ class Feed:
             turn.why = _words(fields.get("reasoning")) or turn.why
         elif side:
             self._take_side(self._turn(turn_id, at), side, outcome)
+        elif name == "late_dropped" and fields.get("side") in SIDES:
+            why = f"not used: {_words(fields.get('reason'))}"
+            self._take_side(
+                self._turn(turn_id, at), fields["side"], {"outcome": "late", "reason": why}
+            )
         else:
             self._take_event(name, fields)
 
@@ -282,8 +287,9 @@ class Feed:
         if outcome in ("", "on_time"):
             return
         before = turn.sides.get(name, ("late", 0.0, ""))
-        if outcome != "late" or (before[0] == "late" and ms >= before[1]):
-            turn.sides[name] = (outcome, ms, _words(side.get("reason")))
+        if outcome != "late" or before[0] == "late":
+            reason = _words(side.get("reason")) or before[2]
+            turn.sides[name] = (outcome, max(ms, before[1]), reason)
 
 
 def score_words(scores: Mapping[str, Any]) -> str:
