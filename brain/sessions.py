@@ -163,8 +163,8 @@ class Sessions:
     @asynccontextmanager
     async def claim(self, session_id: str) -> AsyncIterator[Session]:
         """The session, for one turn alone; turns of one session run one after another."""
-        self._on_claim()
         async with self.between_turns(session_id) as session:
+            self._on_claim()
             session.stop_background()
             yield session
 
