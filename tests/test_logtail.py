@@ -243,6 +243,19 @@ def test_a_tail_begins_near_the_end_and_at_the_beginning_of_a_line(log: Path) ->
     assert tail.read() == ["whole"]
 
 
+def test_a_rotated_file_that_is_renamed_back_is_not_read_twice(log: Path) -> None:
+    write(log, "one")
+    tail = LogTail(log)
+    assert tail.read() == ["one"]
+    rotate(log)
+    write(log, "two")
+    assert tail.read() == ["two"]
+    log.with_name("log.1").replace(log)
+    assert tail.read() == []
+    write(log, "three")
+    assert tail.read() == ["three"]
+
+
 def test_links_pipes_and_folders_are_not_logs(log: Path, tmp_path: Path) -> None:
     write(log, "line")
     link = tmp_path / "link"
