@@ -114,7 +114,8 @@ class LogTail:
             (n for n, s in slots.items() if s.plain and n < ceiling), reverse=True
         ):
             try:
-                file = self._open(number, slots[number])
+                known = self._held.get(slots[number].inode)  # renamed back by hand
+                file = known or self._open(number, slots[number])
             except PermissionError:
                 continue
             if file is None:  # renamed a moment ago: the next call finds it, and what is newer

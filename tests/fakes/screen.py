@@ -12,7 +12,7 @@ import pexpect
 import pyte
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30
+PATIENCE_S = 60  # a busy machine takes long to start a program
 
 
 class Terminal:
