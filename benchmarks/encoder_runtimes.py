@@ -207,8 +207,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="of 10 messages and one batch")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gold", type=int, default=0, help="only so many gold rows")
     args = parser.parse_args()
     gold = [json.loads(line) for line in GOLD.read_text().splitlines()]
+    if args.gold:
+        gold = random.Random(0).sample(gold, args.gold)
     labels = np.array([[row[axis] for axis in AXES] for row in gold], np.float64)
     read = TextModel.load(WEIGHTS)._read
     alone = [read(row["text"], "") for row in gold]

@@ -78,7 +78,7 @@ def export_onnx(model: nn.Module, outputs: list[str], path: Path, *, quantise: b
         products.process()
         half = Path(folder) / "products.onnx"
         products.model.save_model_to_file(str(half), False)
-        # The word vectors are looked up, not multiplied: one scale a row serves them.
+        # The word vectors are looked up, not multiplied: one scale for the table serves them.
         quantize_dynamic(
             half,
             path,
