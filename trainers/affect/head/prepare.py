@@ -15,15 +15,19 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from sidecars.onnx_text import TOKENIZER_FILE
 from trainers.affect.gold import GoldGuard
-from trainers.affect.head.arrays import MAX_TOKENS, PARTS, SOURCES
-from trainers.affect.head.network import AXES, TAGS
+from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
 from trainers.affect.shards import load_part
-from trainers.encoder.minilm import package_folder
 
 POOL = Path(__file__).parents[1] / "pool"
+# The encoder's own tokenizer, as it ships: nothing here needs PyTorch.
+TOKENIZER = Path(__file__).parents[3] / "sidecars" / "weights" / "minilm" / TOKENIZER_FILE
+# What ties rows together, the widest tie first (the split's group holds all of them).
+TIES = ("group", "pair", "frame", "session_id", "thread", "id", "text")
 
 
 def label_names(folder: Path, source: str) -> list[str]:
@@ -53,8 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     arrays = _arrays(records, names)
     arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, **arrays)
     args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
+    # The array file comes last and whole: where it is, the stage is done.
+    part = args.out.with_name(f"{args.out.name}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    part.replace(args.out)
     counts = {part: int((arrays["part"] == i).sum()) for i, part in enumerate(PARTS)}
     print(f"{args.out}: {counts}")
     return 0
@@ -79,6 +87,7 @@ def _pairs() -> list[dict[str, Any]]:
             scores = dict(zip(AXES, pair[f"scores_{side}"], strict=True))
             found.append(
                 {"text": pair[side], "context": pair.get("context", []), "source": "pair",
+                 "frame": pair["frame"],
                  "part": f"pair_{side}", "clean": pair["clean"], "axis": pair["axis"], **scores}
             )  # fmt: skip
     return found
@@ -104,7 +113,7 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_file(str(package_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
     encoded = tokenizer.encode_batch(
@@ -150,9 +159,19 @@ def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[
              or (r["source"] in column_of and r.get("intimacy") is not None) for r in records]
         ),
         "clean_pair": np.asarray([bool(r.get("clean")) for r in records]),
+        "groups": _groups(records),
         "pair_axis": np.asarray([AXES.index(r["axis"]) if "axis" in r else -1 for r in records],
                                 np.int8),
     }  # fmt: skip
+
+
+def _groups(records: list[dict[str, Any]]) -> NDArray[np.int32]:
+    """A number for each row; rows that share their widest tie share it."""
+    seen: dict[tuple[str, str], int] = {}
+    return np.asarray(
+        [seen.setdefault(next((tie, r[tie]) for tie in TIES if r.get(tie)), len(seen))
+         for r in records], np.int32
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
