@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from trainers.affect.head import measure, rowcache, train
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import decorrelation, masked_mean
+from trainers.affect.head.prepare import _some
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
 
 EMOTIONS, FILM, INTENSITY = 28, 9, 5
@@ -131,15 +133,16 @@ def test_a_set_that_an_older_prepare_wrote_is_refused_in_one_line(tmp_path: Path
     assert Prepared.load(tmp_path / "new.npz").digest == "synthetic"
 
 
-def test_rows_a_source_caps_what_may_be_drawn_and_the_same_rows_for_all() -> None:
-    data = prepared(per_part=96)
-    some = train.Recipe(rows_per_source=5)
-    rows = train.Sampler(data, some, 1).rows
-    assert np.array_equal(rows, train.Sampler(data, some, 2).rows)
-    assert len(rows) == 4 * 5
-    drawn = [train.Sampler(data, some, 1).labelled(step) for step in range(20)]
-    assert set(np.concatenate(drawn)) <= set(rows)
-    assert len(train.Sampler(data, train.Recipe(), 1).rows) == 96
+def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
+    rows = [(part, source) for part, n in (("train", 60), ("dev", 20), ("test", 20), ("gold", 9))
+            for source in ("llm_label", "xed") for _ in range(n)]  # fmt: skip
+    table = pl.DataFrame(rows, schema=["part", "source"], orient="row")
+    counted = _some(table, 16, 0).group_by("part", "source").len().rows()
+    found = {(part, source): n for part, source, n in counted}
+    assert found["train", "llm_label"] == found["train", "xed"] == 16
+    assert found["dev", "xed"] == found["test", "xed"] == 4
+    assert found["dev", "llm_label"] == found["test", "llm_label"] == 20
+    assert found["gold", "llm_label"] == 9
 
 
 @pytest.mark.model

@@ -32,8 +32,8 @@ _PER_ROW = (
 class Prepared:
     """N rows. ``ids``/``kinds`` are flat, row i at ``starts[i]:starts[i+1]``; targets are float32:
     ``axes`` [N, 3], ``shares`` [N, 3] (weight of each axis), ``tags``, ``emotions``, ``film``,
-    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``groups`` [N]: rows of one
-    document, frame, thread or minimal pair share a number, and only whole groups are resampled.
+    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``groups`` [N]: the
+    rows of one document, frame, thread or minimal pair share a number; they are resampled together.
     """
 
     ids: NDArray[np.uint16]

@@ -123,13 +123,16 @@ def predictions(
     folder: Path | None = None,
     emotions: bool = False,
 ) -> dict[str, Outputs]:
-    """Name of the baseline → its ``axes`` (and ``emotions``) over all N rows."""
+    """Name of the baseline → its ``axes`` (and ``emotions``) over all N rows.
+
+    ``emotions``: the frozen vectors' too, which takes encoding all of GoEmotions.
+    """
     sources = dict.fromkeys(source for _, _, source in PLACES)
     wanted = [data.rows(part, s) for part in ("train", "dev") for s in sources]
     wanted.append(measure.rows_measured(data, emotions=False))
-    if emotions:
-        wanted += [data.rows(part, "goemotions") for part in ("train", "dev", "test")]
-    rows = np.unique(np.concatenate(wanted))
+    labelled = [data.rows(part, "goemotions") for part in ("train", "dev", "test")]
+    encoded = np.unique(np.concatenate([*wanted, *(labelled if emotions else [])]))
+    rows = np.unique(np.concatenate([*wanted, *labelled]))
     found: dict[str, Outputs] = {}
     if lexicon:
         found["VADER"] = {"axes": vader_axes(data, lexicon)}
@@ -138,15 +141,17 @@ def predictions(
     occurring = counts(data, rows)
     trained = np.isin(rows, np.flatnonzero(data.part == PARTS.index("train")))
     matrix = TfidfTransformer(sublinear_tf=True).fit(occurring[trained]).transform(occurring)
-    vectors = frozen_vectors(data, rows, folder)
-    for name, features in (("TF-IDF + ridge", lambda part: matrix[weighed[part]]),
-                           ("frozen vectors + ridge", lambda part: vectors[part])):  # fmt: skip
+    vectors = frozen_vectors(data, encoded, folder)
+    for name, features, all_of_them in (
+        ("TF-IDF + ridge", lambda part: matrix[weighed[part]], True),
+        ("frozen vectors + ridge", lambda part: vectors[part], emotions),
+    ):
         found[name] = {"axes": ridge_axes(data, features)}
-        if emotions:
+        if all_of_them and len(labelled[0]):
             found[name]["emotions"] = ridge_emotions(data, features)
     mirrored = found["frozen vectors + ridge"]["axes"].copy()
     mirrored[:, 2] = -mirrored[:, 0]
-    found["tension = −valence"] = {"axes": mirrored}
+    found["frozen, tension = −valence"] = {"axes": mirrored}
     return found
 
 

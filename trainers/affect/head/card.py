@@ -17,10 +17,15 @@ def between(text: str, mark: str) -> str:
     Raises:
         ValueError: the card has no such marks.
     """
+    start, end = _place(text, mark)
+    return text[start:end]
+
+
+def _place(text: str, mark: str) -> tuple[int, int]:
     found = re.search(rf"<!-- {mark} -->\n(.*?)<!-- end {mark} -->", text, re.DOTALL)
     if found is None:
         raise ValueError(f"the card lacks <!-- {mark} --> … <!-- end {mark} -->")
-    return found.group(1)
+    return found.span(1)
 
 
 def figures(table: dict[str, Any]) -> str:
@@ -44,7 +49,8 @@ def write_figures(card: Path, table: dict[str, Any]) -> None:
     text = card.read_text("utf-8")
     file = f"`model.onnx`, SHA-256 `{table['model']['sha256']}`; data `{table['data']}`.\n"
     for mark, fresh in (("file", file), ("figures", figures(table))):
-        text = text.replace(between(text, mark), fresh)
+        start, end = _place(text, mark)
+        text = text[:start] + fresh + text[end:]
     part = card.with_name(f"{card.name}.part")
     part.write_text(text, "utf-8")
     part.replace(card)

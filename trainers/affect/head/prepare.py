@@ -30,9 +30,9 @@ TOKENIZER = Path(__file__).parents[3] / "sidecars" / "weights" / "minilm" / TOKE
 TIES = ("group", "pair", "frame", "session_id", "thread", "id", "text")
 
 
-def label_names(folder: Path, source: str) -> list[str]:
-    """The emotion labels that a source's training rows use, sorted."""
-    rows = load_part(folder, "auxiliary").filter(pl.col("source") == source)
+def label_names(auxiliary: pl.DataFrame, source: str) -> list[str]:
+    """The emotion labels that a source's rows use, sorted."""
+    rows = auxiliary.filter(pl.col("source") == source)
     names = rows.explode("aux").select(pl.col("aux").struct.field("name")).unique()
     return sorted(name for name in names["name"].to_list() if name)
 
@@ -44,14 +44,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chat", type=Path, action="append", default=[], help="docs.jsonl.gz")
     parser.add_argument("--chat-rows", type=int, default=60_000)
+    parser.add_argument("--most", type=int, default=0,
+                        help="train rows of a source, and a quarter of it in dev and test for"
+                        " sources of emotions alone (0: all)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    table = _rows(args.folder)
+    auxiliary = load_part(args.folder, "auxiliary")
+    table = _rows(args.folder, auxiliary)
+    if args.most:
+        table = _some(table, args.most, args.seed)
     GoldGuard.load(POOL).refuse(table.filter(pl.col("part") == "train"), "training rows")
     names = {
-        "emotions": label_names(args.folder, "goemotions"),
-        "film": label_names(args.folder, "xed"),
-        "intensity": label_names(args.folder, "semeval"),
+        "emotions": label_names(auxiliary, "goemotions"),
+        "film": label_names(auxiliary, "xed"),
+        "intensity": label_names(auxiliary, "semeval"),
     }
     records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
     arrays = _arrays(records, names)
@@ -68,11 +74,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _rows(folder: Path) -> pl.DataFrame:
+def _some(table: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
+    """At most ``most`` train rows a source, and a quarter of that where only emotions are known."""
+    emotions = pl.col("source").is_in(["goemotions", "xed", "semeval"])
+    cap = (
+        pl.when(pl.col("part") == "train").then(most)
+        .when(emotions).then(most // 4)
+        .otherwise(table.height)
+    )  # fmt: skip
+    order = pl.Series("place", np.random.default_rng(seed).permutation(table.height))
+    place = pl.col("place").rank("ordinal").over("part", "source")
+    return table.with_columns(order).filter(place <= cap).drop("place")
+
+
+def _rows(folder: Path, auxiliary: pl.DataFrame) -> pl.DataFrame:
     """Scored and auxiliary rows of train, dev and test, and gold."""
     parts = [load_part(folder, p).with_columns(part=pl.lit(p)) for p in ("train", "dev", "test")]
     # Published dev rows of documents that are in train are left out: they would flatter.
-    auxiliary = load_part(folder, "auxiliary")
     parts.append(auxiliary.with_columns(part=pl.col("split")))
     parts.append(load_part(folder, "gold").with_columns(part=pl.lit("gold")))
     return pl.concat(parts).filter(pl.col("part").is_in(PARTS))

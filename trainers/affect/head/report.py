@@ -21,7 +21,7 @@ from brain.errors import ConfigError
 from sidecars.onnx_text import TextModel
 from trainers.affect.head import baselines, measure
 from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.bootstrap import DRAWS, Interval, flat, intervals
+from trainers.affect.head.bootstrap import DRAWS, Interval, intervals
 from trainers.affect.head.card import write_figures
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.rowcache import Outputs
@@ -102,10 +102,11 @@ def page(tables: dict[str, dict[str, Any]], folder: str) -> str:
         f"rows: {table['model']['name']} {table['model']['version']}, SHA-256",
         f"`{table['model']['sha256']}`.",
         "",
-        "Below each value is its 95 % interval: a percentile bootstrap over whole groups (document,",
-        "frame, thread or minimal pair), each draw computing the figure again. Baselines are fitted on",
-        "the train rows of one source and axis at a time, with penalties chosen on dev; the head serves",
-        "all with one scale. Thresholds of GoEmotions labels are from dev.",
+        "Below each value is its 95 % interval: a percentile bootstrap over whole groups",
+        "(document, frame, thread or minimal pair), each draw computing the figure again.",
+        "Baselines are fitted on the train rows of one source and axis at a time, with penalties",
+        "chosen on dev; the head serves all with one scale. Thresholds of GoEmotions labels are",
+        "from dev.",
         "",
         *comparison(tables),
     ]  # fmt: skip
@@ -149,8 +150,8 @@ def _confidence(table: dict[str, Any]) -> list[str]:
     found, spread = table["calibration"], table["intervals"]
     lines = [
         "",
-        f"Confidence is the probability of a mean error of at most {measure.CLOSE:.2f}; in fifths of",
-        f"{found['n']} rows:",
+        f"Confidence is the probability of a mean error of at most {measure.CLOSE:.2f}; in fifths",
+        f"of {found['n']} rows:",
         "",
         "| said | seen | 95 % |",
         "|---|---|---|",
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder that keeps what the models said")
     parser.add_argument("--no-baselines", action="store_true", help="the served head alone")
     parser.add_argument("--emotions", action="store_true",
-                        help="baselines of GoEmotions, too (40,000 more rows to encode)")  # fmt: skip
+                        help="frozen vectors for GoEmotions, too: 49,000 rows")  # fmt: skip
     parser.add_argument("--card", type=Path, help="model card whose table of figures to renew")
     parser.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,7 +1,7 @@
 """What a frozen model says of rows, computed once and kept: NumPy alone.
 
 A file belongs to one model and one set of token ids, by their hashes: another encoder or another
-set reads nothing of it. It is written every ``EVERY`` rows, so a killed run loses that many at most.
+set reads nothing of it. It is written every ``EVERY`` rows: a killed run loses that many at most.
 """
 
 from __future__ import annotations

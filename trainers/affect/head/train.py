@@ -35,8 +35,7 @@ OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. Batches are mixed: so many rows of each source a step, of at most
-    ``rows_per_source`` different ones (0: all)."""
+    """One run. Batches are mixed: so many rows of each source a step."""
 
     seed: int = 0
     teachers: int = 5
@@ -58,7 +57,6 @@ class Recipe:
     decorrelation_rows: int = 256
     ema: float = 0.995
     imitation: float = 1.0
-    rows_per_source: int = 0
 
 
 class Sampler:
@@ -70,10 +68,8 @@ class Sampler:
             "llm_label": recipe.pool, "emobank": recipe.emobank, "intimacy": recipe.intimacy,
             "goemotions": recipe.goemotions, "xed": recipe.xed, "semeval": recipe.semeval,
         }  # fmt: skip
-        self._parts = [
-            (_some(data.rows("train", name), recipe), count) for name, count in names.items()
-        ]
-        pool = self._parts[0][0]
+        self._parts = [(data.rows("train", name), count) for name, count in names.items()]
+        pool = data.rows("train", "llm_label")
         self._pool, weight = pool, data.weight[pool]
         self._balance = (weight / weight.sum()).astype(np.float64)
         self._chat = data.rows("unlabelled")
@@ -96,14 +92,6 @@ class Sampler:
     def chat(self, step: int, count: int) -> NDArray[np.int64]:
         """Unlabelled rows."""
         return np.random.default_rng((self._seed, step, 3)).choice(self._chat, count)
-
-
-def _some(rows: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
-    """At most ``rows_per_source`` rows, the same ones for every model of a run."""
-    if not 0 < recipe.rows_per_source < len(rows):
-        return rows
-    rng = np.random.default_rng((recipe.seed, 4))
-    return np.sort(rng.permutation(rows)[: recipe.rows_per_source])
 
 
 def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> AffectNet:

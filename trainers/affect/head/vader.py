@@ -12,22 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NEGATED, BOOST, EXCLAMATION, ALPHA = -0.74, 0.293, 0.292, 15.0
-NEGATIONS = frozenset(
-    """aint arent cannot cant couldnt darent didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt
-    neither neednt never none nope nor not nothing nowhere oughtnt shant shouldnt uhuh wasnt werent
-    without wont wouldnt rarely seldom despite""".split()
+_WORD = re.compile(r"[a-z0-9'-]+")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NEGATIONS = _words(
+    """aint arent cannot cant couldnt darent didnt doesnt dont hadnt hasnt havent isnt mightnt
+    mustnt neither neednt never none nope nor not nothing nowhere oughtnt shant shouldnt uhuh
+    wasnt werent without wont wouldnt rarely seldom despite"""
 )
-STRONGER = frozenset(
+STRONGER = _words(
     """absolutely amazingly awfully completely considerably decidedly deeply enormously entirely
     especially exceptionally extremely fabulously fully fucking greatly hella highly hugely
     incredibly intensely majorly more most particularly purely quite really remarkably so
-    substantially thoroughly totally tremendously uber unbelievably unusually utterly very""".split()
+    substantially thoroughly totally tremendously uber unbelievably unusually utterly very"""
 )
-WEAKER = frozenset(
+WEAKER = _words(
     """almost barely hardly kinda less little marginally occasionally partly scarcely slightly
-    somewhat sorta""".split()
+    somewhat sorta"""
 )
-_WORD = re.compile(r"[a-z0-9'-]+")
 
 
 def read_lexicon(path: Path) -> dict[str, float]:
