@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sidecars.onnx_text import TextModel
 from tests.test_affect_head_training import prepared, saved
-from trainers.affect.head import baselines, card, measure, reproduce, vader
+from trainers.affect.head import baselines, card, measure, refit, reproduce, vader
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.bootstrap import GroupSampler, intervals
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.report import SERVED, WEIGHTS, page, report
 from trainers.affect.head.report import main as report_main
+from trainers.affect.head.served import answers, run_onnx
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = {"name": "scripted", "version": "1", "confidence": {"a": 2.0, "b": 4.0}}
@@ -200,6 +202,41 @@ def test_the_report_of_an_exported_head_needs_no_pytorch(tmp_path: Path) -> None
     tables = json.loads((tmp_path / "docs" / "affect-report.json").read_text())
     assert set(tables) == set(names)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.model
+def test_a_grafted_arousal_head_says_what_was_fitted_and_changes_nothing_else(
+    tmp_path: Path,
+) -> None:
+    data = prepared(per_part=12)
+    rows = np.arange(len(data.part))
+    source = refit.with_pooled(WEIGHTS)
+    pooled = run_onnx(source, data, rows, names=("pooled",))["pooled"]
+    weight = np.random.default_rng(0).normal(0, 0.05, pooled.shape[1]).astype(np.float32)
+    for bias in (0.2, -0.4):  # the second replaces the first
+        name = WEIGHTS / "model.onnx" if bias > 0 else tmp_path / "model.onnx"
+        refit.graft(name, tmp_path / "model.onnx", weight, bias)
+        (tmp_path / "tokenizer.json").write_bytes((WEIGHTS / "tokenizer.json").read_bytes())
+        manifest = json.loads((WEIGHTS / "manifest.json").read_text())
+        manifest["files"] = refit.file_hashes(tmp_path)
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        model = TextModel.load(tmp_path)
+        said = answers(model, data, rows)["arousal"]
+        assert np.allclose(said, np.tanh(pooled @ weight + bias), atol=1e-5)
+    before = TextModel.load(WEIGHTS)
+    assert refit.changed(before, model, data, None) == []
+    assert model.outputs.count("arousal") == 1
+
+
+def test_an_arousal_head_learns_from_train_and_takes_its_penalty_from_dev() -> None:
+    data = prepared(400)
+    pooled = np.random.default_rng(2).normal(size=(len(data.part), 8)).astype(np.float32)
+    axes = data.axes.copy()
+    emobank = data.source == SOURCES.index("emobank")
+    axes[emobank, 2] = np.tanh(pooled[emobank].mean(1))
+    weight, bias, scores = refit.fit_arousal(prepared(400, axes=axes), pooled)
+    assert measure.pearson(pooled @ weight + bias, pooled.mean(1)) > 0.99
+    assert max(scores.values()) > 0.99 and len(scores) == len(refit.PENALTIES)
 
 
 def test_a_damaged_model_ends_the_report_with_78(

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.affect.head.arrays import PARTS, Prepared
+from trainers.affect.head.measure import DRAWS
 
-DRAWS = 1_000
 LEVEL = 95.0
 Interval = tuple[float, float]
 Outputs = dict[str, NDArray[np.float32]]

@@ -16,6 +16,7 @@ from trainers.affect.head.arrays import AXES, TAGS, Prepared
 Array = NDArray[np.float32]
 # Confidence is the probability that the mean error of the three axes is at most this.
 CLOSE = 0.25
+DRAWS = 1_000
 
 
 def pearson(a: Array, b: Array) -> float:
@@ -23,6 +24,14 @@ def pearson(a: Array, b: Array) -> float:
     if len(a) < 3 or np.std(a) < 1e-6 or np.std(b) < 1e-6:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
+
+
+def interval(a: Array, b: Array) -> tuple[float, float]:
+    """95 % bootstrap interval of r over single rows (seed 0); for rows that belong together, and
+    for every other figure, see ``bootstrap.intervals``."""
+    draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
+    low, high = np.percentile([pearson(a[d], b[d]) for d in draws], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def scored(data: Prepared, axes: Array, part: str, source: str | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from brain.errors import ConfigError
 from sidecars.onnx_text import TextModel
 from trainers.affect.head import baselines, measure
 from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.bootstrap import DRAWS, Interval, intervals
+from trainers.affect.head.bootstrap import Interval, intervals
 from trainers.affect.head.card import write_figures
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.rowcache import Outputs
@@ -33,7 +33,7 @@ PLACES = ("emobank test", "question intimacy test", "pool test", "gold")
 
 
 def report(
-    data: Prepared, out: Outputs, manifest: dict[str, Any], *, draws: int = DRAWS
+    data: Prepared, out: Outputs, manifest: dict[str, Any], *, draws: int = measure.DRAWS
 ) -> dict[str, Any]:
     """All figures of one model with their intervals; JSON-able.
 
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--emotions", action="store_true",
                         help="frozen vectors for GoEmotions, too: 49,000 rows")  # fmt: skip
     parser.add_argument("--card", type=Path, help="model card whose table of figures to renew")
-    parser.add_argument("--draws", type=int, default=DRAWS, help="of the bootstrap")
+    parser.add_argument("--draws", type=int, default=measure.DRAWS, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     for path, hint in ((args.data, "; trainers.affect.head.prepare makes it"), (args.lexicon, ""),

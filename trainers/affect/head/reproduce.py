@@ -4,7 +4,7 @@ Stages, each a command that can be run alone: build the set, prepare arrays, tra
 student, export, report (with the baselines). A stage whose output is there is skipped, and every
 output is written last and whole, so a chain that was stopped or killed goes on where it was.
 ``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
-2,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
+1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUICK = (
-    "--mode", "frozen", "--teachers", "0", "--steps", "1500", "--device", "cpu",
+    "--mode", "frozen", "--teachers", "0", "--steps", "600", "--device", "cpu",
 )  # fmt: skip
-QUICK_ROWS = 2000
+QUICK_ROWS = 1000
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
