@@ -228,7 +228,7 @@ def test_a_grafted_arousal_head_says_what_was_fitted_and_changes_nothing_else(
     assert model.outputs.count("arousal") == 1
 
 
-def test_an_arousal_head_learns_from_train_and_takes_its_penalty_from_dev() -> None:
+def test_an_arousal_head_learns_from_dev_documents_and_is_judged_on_others() -> None:
     data = prepared(400)
     pooled = np.random.default_rng(2).normal(size=(len(data.part), 8)).astype(np.float32)
     axes = data.axes.copy()
