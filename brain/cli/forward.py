@@ -95,3 +95,10 @@ def export() -> None:
 def export_affect(arguments: tuple[str, ...]) -> None:
     """The affect head: see ``trainers.affect.head.export``."""
     run_module("trainers.affect.head.export", list(arguments))
+
+
+@export.command("affect-report", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export_affect_report(arguments: tuple[str, ...]) -> None:
+    """The served affect head's figures and pictures: see ``trainers.affect.head.report``."""
+    run_module("trainers.affect.head.report", list(arguments))
