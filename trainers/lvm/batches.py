@@ -6,8 +6,9 @@ window meets its own document's other sentences as negatives as well as everyone
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,20 @@ class Corpus:
         return self.vectors[targets[:, None] + offsets].float()
 
 
+def is_dev(document: str, share: float) -> bool:
+    """Whether a training document is held out to choose by: the same on every machine and run."""
+    digest = hashlib.sha256(f"dev:{document}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
+
+
 def load_corpus(
-    folders: list[Path], split: str, device: str, weights: list[float] | None = None
+    folders: list[Path],
+    split: str,
+    device: str,
+    weights: list[float] | None = None,
+    keep: Callable[[str], bool] = lambda document: True,
 ) -> Corpus:
-    """Read one split of several stores.
+    """Read one split of several stores; of its documents those whose name ``keep`` accepts.
 
     Raises VectorStoreError, and ConfigError where the stores cannot go together.
     """
@@ -66,7 +77,7 @@ def load_corpus(
         encoders.add(store.encoder_sha256)
         for document in store.documents:
             a, b = document.start, document.stop
-            if document.split != split or b - a <= CONTEXT:
+            if document.split != split or b - a <= CONTEXT or not keep(document.id):
                 continue
             parts.append(store.vectors[a:b])
             starts.append(offset)
@@ -80,6 +91,18 @@ def load_corpus(
     return Corpus(
         gather(parts, device), np.array(starts), np.array(stops), np.array(shares), encoders.pop()
     )
+
+
+def load_parts(
+    folders: list[Path], split: str, device: str, weights: list[float] | None, dev_share: float
+) -> tuple[Corpus, Corpus | None]:
+    """What to train on, and the documents of the first store that are held out to choose by."""
+
+    def held(document: str) -> bool:
+        return is_dev(document, dev_share)
+
+    corpus = load_corpus(folders, split, device, weights, lambda document: not held(document))
+    return corpus, load_corpus(folders[:1], split, device, keep=held) if dev_share else None
 
 
 def gather(parts: list[np.ndarray], device: str) -> Tensor:

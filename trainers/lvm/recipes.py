@@ -17,6 +17,9 @@ class Recipe:
     ``share`` weights the stores, in the order they are given (how often a document of it is drawn
     per epoch). ``target_mrr`` and ``target_hit`` are the wished ratios over the best baseline;
     the rank head's checkpoint is chosen by the mean of the two ratios, each over its target.
+    ``dev_share`` of the training documents are held out to choose epochs by; with 0 the split that
+    is reported chooses them. ``toward_scalars`` starts the vector head from a ridge whose penalty
+    draws it to the five scalars, not to zero.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Recipe:
     rank_dropout: float = 0.25
     own_weight: float = 1.0
     ridge: float = 0.03
+    toward_scalars: bool = False
+    dev_share: float = 0.0
     seed: int = 0
     target_mrr: float = 1.15
     target_hit: float = 1.3

@@ -37,7 +37,7 @@ def run(argv: list[str] | None = None) -> None:
     options = parser().parse_args(argv)
     try:
         from trainers.lvm import guarded, train
-        from trainers.lvm.batches import load_corpus
+        from trainers.lvm.batches import load_corpus, load_parts
         from trainers.lvm.recipes import Guarded, load
         from trainers.lvm.report import print_report
     except ImportError as error:
@@ -47,8 +47,8 @@ def run(argv: list[str] | None = None) -> None:
         recipe.epochs = options.epochs
     if options.seed is not None:
         recipe.seed = options.seed
-    share = None if isinstance(recipe, Guarded) else recipe.share
-    corpus = load_corpus(options.store, options.train_split, options.device, share)
+    share, held = (None, 0.0) if isinstance(recipe, Guarded) else (recipe.share, recipe.dev_share)
+    corpus, dev = load_parts(options.store, options.train_split, options.device, share, held)
     valid = load_corpus(
         options.valid_store or options.store[:1], options.valid_split, options.device
     )
@@ -60,7 +60,13 @@ def run(argv: list[str] | None = None) -> None:
         metrics = guarded.train(recipe, corpus, valid, options.out, resume=options.resume)
     else:
         metrics = train.train(
-            recipe, corpus, valid, options.out, minutes=options.minutes, resume=options.resume
+            recipe,
+            corpus,
+            valid,
+            options.out,
+            dev=dev,
+            minutes=options.minutes,
+            resume=options.resume,
         )
     print_report(metrics)
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from trainers.lvm.baselines import NAMES, Blend, Control, Predictor, fit_baselines, sample
+from trainers.lvm.baselines import (
+    FIT_WINDOWS,
+    NAMES,
+    Blend,
+    Control,
+    Predictor,
+    fit_baselines,
+    sample,
+)
 from trainers.lvm.errors import UnknownPredictor, VectorStoreError
 from trainers.lvm.fivecat import (
     MRR_RATIO,
@@ -61,6 +69,8 @@ def validate(
     seed: int = 0,
     legacy: bool = False,
     baselines: Mapping[str, Predictor] | None = None,
+    fit_store: VectorStore | None = None,
+    fit_windows: int = FIT_WINDOWS,
     least: tuple[int, int] = (ENOUGH_WINDOWS, ENOUGH_DOCUMENTS),
 ) -> dict[str, Any]:
     """The whole report.
@@ -70,7 +80,8 @@ def validate(
             ``oracle``.
         ood: a store of another domain, for gate 5; the baselines stay those of ``store``.
         kind: ``articles`` or ``dialogue``: the wanted gain in MRR and in margin.
-        baselines: fitted ones; None fits them on the store's train split.
+        baselines: fitted ones; None fits them on the train split of ``fit_store`` (of ``store``
+            where it is None), on at most ``fit_windows`` windows.
         least: windows and documents below which nothing passes overall.
 
     Raises:
@@ -81,8 +92,11 @@ def validate(
         raise UnknownPredictor(
             f"'{name}' is neither a model folder nor a baseline ({', '.join(NAMES)}, oracle)"
         )
-    _check_pair(store, ood)
-    fitted = dict(baselines) if baselines is not None else fit_baselines(store, seed=seed)
+    for other in (ood, fit_store):
+        _check_pair(store, other)
+    if baselines is None:
+        baselines = fit_baselines(fit_store or store, windows=fit_windows, seed=seed)
+    fitted = dict(baselines)
     if predictor is None:
         predictor = Control("oracle") if name == "oracle" else fitted[name]
     goal = MARGIN_TARGET[kind] if margin_target is None else margin_target
