@@ -96,7 +96,7 @@ def test_a_repeat_in_a_document_is_left_out_of_the_store(tmp_path: Path) -> None
 
 
 def test_one_split_alone_holds_what_the_whole_store_holds_of_it(tmp_path: Path) -> None:
-    records = dialogues() + [{"doc": "x", "split": "valid", "turns": ["amber number 1", "novel"]}]
+    records = [*dialogues(), {"doc": "x", "split": "valid", "turns": ["amber number 1", "novel"]}]
     write(tmp_path, records)
     once = corpus(unique="corpus")  # a text of an earlier training document counts as seen
     whole = build_store("c", once, tmp_path, tmp_path / "whole", HashEncoder())

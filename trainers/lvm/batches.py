@@ -6,7 +6,6 @@ window meets its own document's other sentences as negatives as well as everyone
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brain.errors import ConfigError
+from trainers.lvm.corpora import is_dev
 from trainers.lvm.store import CONTEXT, VectorStore
 
 
@@ -51,12 +51,6 @@ class Corpus:
         """The five vectors before each target, float32 ``[B, 5, D]``."""
         offsets = torch.arange(-CONTEXT, 0, device=targets.device)
         return self.vectors[targets[:, None] + offsets].float()
-
-
-def is_dev(document: str, share: float) -> bool:
-    """Whether a training document is held out to choose by: the same on every machine and run."""
-    digest = hashlib.sha256(f"dev:{document}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 def load_corpus(

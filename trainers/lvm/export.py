@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from sidecars.lvm_network import ARCHITECTURE, KIND
 
@@ -25,17 +26,37 @@ def export(
     measured: dict[str, Any],
 ) -> int:
     """Write ``model.safetensors`` and ``manifest.json``; returns the size in bytes."""
+    return write_model(
+        folder,
+        {key: value.half().numpy() for key, value in weights.items()},
+        {"architecture": ARCHITECTURE, **shape},
+        name=name,
+        encoder_sha256=encoder_sha256,
+        measured=measured,
+    )
+
+
+def write_model(
+    folder: Path,
+    tensors: dict[str, np.ndarray],
+    network: dict[str, Any],
+    *,
+    name: str,
+    encoder_sha256: str,
+    measured: dict[str, Any],
+) -> int:
+    """The same from arrays, each in its own type. ``network`` names architecture, dim and shape."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
-    save_file({key: value.half().contiguous() for key, value in weights.items()}, path)
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path)
     raw = path.read_bytes()
     manifest = {
         "name": name,
         "version": 1,
         "kind": KIND,
-        "dim": shape["dim"],
+        "dim": network["dim"],
         "encoder_sha256": encoder_sha256,
-        "network": {"architecture": ARCHITECTURE, **shape},
+        "network": network,
         "measured": measured,
         "files": {path.name: {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}},
     }

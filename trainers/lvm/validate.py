@@ -39,9 +39,9 @@ COLUMNS = ("cosine", "margin_last", "margin_future", "mrr", "mrr_vector", "hit10
 
 def load_model(folder: Path, store: VectorStore) -> Predictor:
     """A trained model. Raises VectorStoreError when its encoder or dimension is another."""
-    from sidecars.lvm_network import LvmNetwork
+    from sidecars.lvm_network import load_network
 
-    model = LvmNetwork.load(folder)
+    model = load_network(folder)
     wanted = str(getattr(model, "manifest", {}).get("encoder_sha256", ""))
     if wanted and store.encoder_sha256 and wanted != store.encoder_sha256:
         raise VectorStoreError(
