@@ -184,7 +184,7 @@ def train(
 ) -> dict[str, Any]:
     """Fit, measure on the valid split, and on the held-out training documents where there are
     some; write model/ and metrics.json."""
-    from trainers.lvm.export import write_model
+    from trainers.lvm.model_folder import write_model
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)

@@ -39,13 +39,8 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str] | None = None) -> None:
     """Parse, train, print the table."""
     options = parser().parse_args(argv)
-    try:
-        from trainers.lvm import guarded, train
-        from trainers.lvm.batches import load_corpus, load_parts
-        from trainers.lvm.recipes import Guarded, Linear, load
-        from trainers.lvm.report import print_report
-    except ImportError as error:
-        raise ConfigError(f"training needs the 'train' extra: {error}") from error
+    from trainers.lvm.recipes import Guarded, Linear, load
+
     recipe = load(options.recipe)
     if options.epochs is not None:
         if isinstance(recipe, Linear):
@@ -56,6 +51,12 @@ def run(argv: list[str] | None = None) -> None:
     if isinstance(recipe, Linear):
         _linear(recipe, options)
         return
+    try:
+        from trainers.lvm import guarded, train
+        from trainers.lvm.batches import load_corpus, load_parts
+        from trainers.lvm.report import print_report
+    except ImportError as error:
+        raise ConfigError(f"training needs the 'train' extra: {error}") from error
     share, held = (None, 0.0) if isinstance(recipe, Guarded) else (recipe.share, recipe.dev_share)
     corpus, dev = load_parts(options.store, options.train_split, options.device, share, held)
     valid = load_corpus(
