@@ -126,6 +126,7 @@ def _evaluation(command: Any) -> Any:
             click.option("--ood-store", "ood", type=FOLDER, help="Store of another domain."),
             click.option("--fit-store", type=FOLDER, help="Fit the baselines there, not in STORE."),
             click.option("--fit-windows", type=click.IntRange(1), help="How many to fit them on."),
+            click.option("--local-scaling", is_flag=True, help="Also show references with it."),
             click.option("--kind", type=click.Choice(["articles", "dialogue"])),
             click.option("--split", default="valid", show_default=True),
             click.option("--windows", type=click.IntRange(1), default=10_000, show_default=True),

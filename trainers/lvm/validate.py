@@ -28,7 +28,9 @@ from trainers.lvm.fivecat import (
     gate_rollout,
     gates_offset_and_retrieval,
     measure,
+    retrieval_gain,
 )
+from trainers.lvm.scaling import fit_scaled
 from trainers.lvm.store import VectorStore
 
 WINDOWS = 10_000
@@ -71,6 +73,7 @@ def validate(
     baselines: Mapping[str, Predictor] | None = None,
     fit_store: VectorStore | None = None,
     fit_windows: int = FIT_WINDOWS,
+    local_scaling: bool = False,
     least: tuple[int, int] = (ENOUGH_WINDOWS, ENOUGH_DOCUMENTS),
 ) -> dict[str, Any]:
     """The whole report.
@@ -82,6 +85,8 @@ def validate(
         kind: ``articles`` or ``dialogue``: the wanted gain in MRR and in margin.
         baselines: fitted ones; None fits them on the train split of ``fit_store`` (of ``store``
             where it is None), on at most ``fit_windows`` windows.
+        local_scaling: also show copy-last and the scalars with local scaling, fitted like the
+            baselines; references beside them, which no gate counts.
         least: windows and documents below which nothing passes overall.
 
     Raises:
@@ -119,6 +124,15 @@ def validate(
         gate_generalisation(here, elsewhere),
     ]
     table = {n: m.summary() for n, m in rows.items()}
+    if local_scaling:
+        scaled = {
+            n: measure(p, store, targets, seed=seed)
+            for n, p in fit_scaled(fit_store or store, windows=fit_windows, seed=seed).items()
+        }
+        table |= {n: m.summary() for n, m in scaled.items()}
+        reference, best = best_baseline(scaled, "mrr_rank")
+        _, ahead = retrieval_gain(own.mrr_rank, best, documents, 1.0, seed)
+        retrieval.details["over_local_scaling"] = {"reference": reference, **ahead}
     if not isinstance(predictor, Control):
         table[f"{name} + last"] = measure(Blend(predictor), store, targets, seed=seed).summary()
     table["oracle"] = measure(Control("oracle"), store, targets, seed=seed).summary()
