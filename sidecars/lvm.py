@@ -93,7 +93,10 @@ class LvmService(Service):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--encoder", type=Path, default=WEIGHTS / "minilm", help="its folder")
         parser.add_argument(
-            "--model", type=Path, default=WEIGHTS / "lvm_dialogue", help="the predictor's folder"
+            "--model",
+            type=Path,
+            default=WEIGHTS / "lvm_dialogue",
+            help="the predictor's folder, or lvm_dialogue or lvm_articles, which are shipped",
         )
         parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
         parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
@@ -108,6 +111,9 @@ class LvmService(Service):
         ]
         if wrong:
             raise ConfigError(*wrong)
+        shipped = WEIGHTS / args.model.name
+        if args.model == Path(args.model.name) and not args.model.exists() and shipped.is_dir():
+            args.model = shipped
         return cls(args)
 
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:

@@ -139,7 +139,7 @@ async def test_the_article_model_serves_when_it_is_named_and_knows_what_comes_ne
         "The singer released her second album in the spring.",
         "An enzyme is a protein that speeds up a reaction.",
     ]
-    async with served("--model", str(WEIGHTS / "lvm_articles")) as (http, url):
+    async with served("--model", "lvm_articles") as (http, url):
         vectors = orjson.loads((await post(http, f"{url}/encode", {"texts": told + candidates}))[1])
         context, others = vectors["embeddings"][:5], vectors["embeddings"][5:]
         asked = {"context_vectors": context, "candidates": others}
