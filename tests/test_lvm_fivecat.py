@@ -165,3 +165,14 @@ def test_the_baselines_can_be_fitted_on_a_store_of_their_own() -> None:
     report = validate("ridge", None, alone, fit_store=full)
     assert report["windows"] == len(alone.windows("valid"))
     assert report["table"]["ridge"]["cosine"] > report["table"]["copy-last"]["cosine"]
+
+
+def test_references_with_local_scaling_are_shown_and_no_gate_counts_them() -> None:
+    store = drifting_store()
+    plain, shown = (validate("scalars", None, store, local_scaling=on) for on in (False, True))
+    assert set(shown["table"]) - set(plain["table"]) == {"copy-last, scaled", "scalars, scaled"}
+    over = shown["gates"]["retrieval"].pop("over_local_scaling")
+    assert shown["gates"] == plain["gates"]
+    best = max(shown["table"][n]["mrr"] for n in ("copy-last, scaled", "scalars, scaled"))
+    assert shown["table"][over["reference"]]["mrr"] == best
+    assert over["gain"][0] == pytest.approx(shown["table"]["► scalars"]["mrr"] - best, abs=2e-4)
