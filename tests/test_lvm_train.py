@@ -245,3 +245,31 @@ def test_compare_puts_architectures_seeds_and_other_runs_into_one_table(tmp_path
     assert "copy-last" in table and "ridge" in table
     with pytest.raises(ConfigError, match="kind 'guarded'"):
         compare.run(options(recipe, store, tmp_path / "all"))
+
+
+def test_epochs_are_chosen_on_training_documents_that_are_neither_trained_on_nor_reported(
+    tmp_path, recipe
+):
+    store = write_store(tmp_path / "store", documents=60)
+    corpus, dev = batches.load_parts([store], "train", "cpu", None, 0.3)
+    every = batches.load_corpus([store], "train", "cpu")
+    assert len(corpus.starts) + len(dev.starts) == len(every.starts)
+    assert 0 < len(dev.starts) < len(corpus.starts)
+    recipe.write_text("dev_share = 0.3\ntoward_scalars = true\n" + RECIPE)
+    train_cli.run(options(recipe, store, tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["train_windows"] == len(corpus.targets)
+    valid = batches.load_corpus([store], "valid", "cpu")
+    assert metrics["valid_windows"] == len(valid.targets)
+    copied = (valid.context(valid.targets)[:, -1] * valid.vectors[valid.targets]).sum(-1).mean()
+    assert metrics["table"]["copy-last"]["cosine"]["mean"] == pytest.approx(float(copied), abs=1e-3)
+
+
+def test_a_ridge_toward_the_scalars_is_them_when_strong_and_the_plain_one_when_weak(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s", documents=80)], "train", "cpu")
+    scalars = measure.fit_scalars(corpus)
+    weak, strong = measure.ridges(corpus, (1e-6, 1e6), toward=scalars)
+    assert torch.allclose(weak, measure.fit_linear(corpus, 1e-6), atol=1e-3)
+    context = corpus.context(corpus.targets)
+    table = measure.baselines(scalars, strong)
+    assert torch.allclose(table["ridge"](context), table["scalars"](context), atol=1e-3)
