@@ -82,6 +82,20 @@ def load_corpus(
     )
 
 
+def subset(corpus: Corpus, documents: np.ndarray) -> Corpus:
+    """The corpus of these document numbers only, in that order, in memory of its own."""
+    starts, stops = corpus.starts[documents], corpus.stops[documents]
+    rows = corpus.vectors.cpu().numpy()
+    ends = np.cumsum(stops - starts)
+    return Corpus(
+        gather([rows[a:b] for a, b in zip(starts, stops, strict=True)], str(corpus.vectors.device)),
+        ends - (stops - starts),
+        ends,
+        corpus.weights[documents],
+        corpus.encoder,
+    )
+
+
 def gather(parts: list[np.ndarray], device: str) -> Tensor:
     """All rows one after the other, fp16 ``[V, D]``.
 
