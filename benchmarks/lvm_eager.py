@@ -1,4 +1,4 @@
-"""The lvm sidecar with its two heads in PyTorch eager: what ``benchmarks.lvm_sidecar`` compares with.
+"""The lvm sidecar with its two heads in PyTorch eager: the other side of ``lvm_sidecar``.
 
 The same service, encoder and weights; only the network differs. ``python -m benchmarks.lvm_eager
 --port N`` serves it.

@@ -128,11 +128,16 @@ def render(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """A PNG: a panel for each metric, a line for each row: its interval, and a dot for each seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw(rows: list[dict[str, Any]], path: Path) -> bool:
+    """A PNG: a panel for each metric, a line for each row: its interval, and a dot for each seed.
 
+    False (and no picture) without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
     figure = Figure(figsize=(13, 0.6 + 0.35 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     names = [row["name"] for row in rows]
@@ -147,6 +152,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.grid(axis="x", linewidth=0.3)
     figure.axes[0].invert_yaxis()
     figure.savefig(path, dpi=75, metadata={"Software": None})
+    return True
 
 
 def split(corpus: Corpus, documents: int | None) -> tuple[Corpus, Corpus]:

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
 
 ARCHITECTURES = ("amn", "lstm", "gru", "transformer")
-HEADS = 12  # widths found for a transformer are multiples of it
+HEADS = 4  # widths found for a transformer are multiples of it
 
 
 def build(
