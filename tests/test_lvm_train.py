@@ -233,7 +233,7 @@ def test_rollout_meets_the_true_future_and_sends_gradients_through_every_step():
 def test_the_shipped_recipes_are_valid():
     folder = Path(__file__).parents[1] / "config/lvm"
     names = {recipes.load(path).name for path in folder.glob("*.toml")}
-    assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles"}
+    assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles", "compare"}
     p4 = recipes.load(folder / "p4.toml")
     assert [p4.terms(e, {})["roll"] for e in (1, 3, 4, 6, 7, 20)] == [0, 0, 0.05, 0.05, 0.1, 0.1]
     assert [p4.terms(e, {})["direction"] for e in (5, 6)] == [0, 0.002]
