@@ -68,8 +68,17 @@ def vectors(*shape: int) -> np.ndarray:
     return unit
 
 
-async def served(urls: dict[str, str], rounds: int) -> dict[str, dict[str, float]]:
-    """Rows of both servers over HTTP."""
+def memory(pids: dict[str, int]) -> dict[str, float]:
+    """Resident memory of both servers in MB, and its ratio."""
+    found = {name: resident_mb(pid) for name, pid in pids.items()}
+    row = {f"{name}_mb": mb for name, mb in found.items()}
+    return row | {"ratio": found["shipped"] / found["eager"]}
+
+
+async def served(
+    urls: dict[str, str], pids: dict[str, int], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Rows of both servers over HTTP; memory before and after the large batches."""
     window = vectors(5).tolist()
     bodies: dict[str, tuple[str, Any]] = {
         "infer, one window": ("/infer", {"context_vectors": window}),
@@ -77,10 +86,10 @@ async def served(urls: dict[str, str], rounds: int) -> dict[str, dict[str, float
             "/rank",
             {"context_vectors": window, "candidates": vectors(CANDIDATES).tolist()},
         ),
-        f"infer, {BATCH} windows": ("/infer", {"context_vectors": vectors(BATCH, 5).tolist()}),
         f"encode, {TEXTS} texts": ("/encode", {"texts": [TEXT] * TEXTS}),
+        f"infer, {BATCH} windows": ("/infer", {"context_vectors": vectors(BATCH, 5).tolist()}),
     }
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     async with aiohttp.ClientSession() as http:
         for url in urls.values():
             await ready(http, url)
@@ -106,7 +115,10 @@ async def served(urls: dict[str, str], rounds: int) -> dict[str, dict[str, float
                 name: asking(url, path, body, what == "infer, one window")
                 for name, url in urls.items()
             }
+            if what == f"infer, {BATCH} windows":
+                rows["resident memory"] = memory(pids)
             rows[what] = figures(await in_turn(sides, few, random.Random(0)))
+    rows["resident memory after that"] = memory(pids)
     return rows
 
 
@@ -173,22 +185,20 @@ def main() -> None:
         name: subprocess.Popen(
             [sys.executable, "-m", module, "--port", str(ports[name]), "--threads", "1"],
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for name, module in SERVERS.items()
     }
     try:
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-        rows = asyncio.run(served(urls, args.rounds))
-        memory = {name: resident_mb(child.pid) for name, child in children.items()}
+        pids = {name: child.pid for name, child in children.items()}
+        rows = asyncio.run(served(urls, pids, args.rounds))
     finally:
         for child in children.values():
             child.terminate()
         for child in children.values():
             child.wait()
     rows |= asyncio.run(alone(args.rounds))
-    rows["resident memory"] = {f"{name}_mb": mb for name, mb in memory.items()} | {
-        "ratio": memory["shipped"] / memory["eager"]
-    }
     for what, row in rows.items():
         print(json.dumps({"what": what, **{k: round(v, 2) for k, v in row.items()}}))
 
