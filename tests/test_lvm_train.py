@@ -313,10 +313,18 @@ def test_a_stopped_comparison_goes_on_and_another_one_does_not_mix_with_it(tmp_p
     weights = tmp_path / "b/amn-0/model.safetensors"
     state = (tmp_path / "b/amn-0/last.pt").read_bytes()
     weights.unlink()  # as if killed before the end of the run
+    measured = dict(np.load(tmp_path / "b/amn-0/measured.npz"))
     again = comparing(path, store, tmp_path / "b", *more)
     assert (tmp_path / "b/amn-0/last.pt").read_bytes() == state
     means = [{r["name"]: r["cosine"]["mean"] for r in x["rows"]} for x in (whole, again)]
     assert means[0] == means[1]
+    measured["cosine"] = measured["cosine"] + 1  # what is kept is what is read, for these weights
+    np.savez(tmp_path / "b/amn-0/measured.npz", **measured)
+    rows = {r["name"]: r for r in comparing(path, store, tmp_path / "b", *more)["rows"]}
+    assert rows["amn"]["cosine"]["mean"] == pytest.approx(means[0]["amn"] + 1, abs=1e-6)
+    np.savez(tmp_path / "b/amn-0/measured.npz", **measured | {"key": np.array("of others")})
+    rows = {r["name"]: r for r in comparing(path, store, tmp_path / "b", *more)["rows"]}
+    assert rows["amn"]["cosine"]["mean"] == pytest.approx(means[0]["amn"], abs=1e-6)
     with pytest.raises(ConfigError, match="epochs"):
         comparing(path, store, tmp_path / "b", *more[:-1], "3")
 

@@ -4,17 +4,20 @@ The recipe is one of kind ``guarded``. Every tenth training document is held out
 chooses its epoch. The table is measured on ``--valid-split``, which no run has seen; its intervals
 resample documents and belong to the mean over the seeds. All runs take the same steps;
 ``--parameters`` also gives all architectures one size. Stop it and run it again: finished epochs
-are kept. ``--model`` adds a shipped model, measured on the same windows; ``--with`` the
-metrics.json of runs measured elsewhere. Writes compare.json, compare.md and compare.png.
+and what was measured are kept. ``--model`` adds a shipped model, measured on the same windows;
+``--with`` the metrics.json of runs measured elsewhere. Writes compare.json, compare.md and a PNG.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -169,7 +172,27 @@ def split(corpus: Corpus, documents: int | None) -> tuple[Corpus, Corpus]:
     return subset(corpus, numbers[~held]), subset(corpus, numbers[held])
 
 
-def shipped(folder: Path, corpus: Corpus, judge: Judge) -> list[dict[str, Any]]:
+def kept(path: Path, weights: Path, judge: Judge, measure: Callable[[], Measured]) -> Measured:
+    """What ``measure`` finds, kept in ``path`` for next time with the same weights and windows."""
+    from trainers.lvm.measure import Measured
+
+    digest = hashlib.sha256(weights.read_bytes())
+    digest.update(judge.corpus.vectors.cpu().numpy().tobytes())
+    digest.update(judge.pools.cpu().numpy().tobytes())
+    names = [field.name for field in dataclasses.fields(Measured)]
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as old:
+            if str(old["key"]) == digest.hexdigest():
+                return Measured(**{name: old[name] for name in names})
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name("part-" + path.name)
+    np.savez(part, key=digest.hexdigest(), **{name: getattr(found, name) for name in names})
+    part.replace(path)
+    return found
+
+
+def shipped(folder: Path, corpus: Corpus, judge: Judge, out: Path) -> list[dict[str, Any]]:
     """Rows of a model folder: with its rank head, and its vector head alone."""
     import torch
 
@@ -186,9 +209,10 @@ def shipped(folder: Path, corpus: Corpus, judge: Judge) -> list[dict[str, Any]]:
         return torch.from_numpy(net.rank(context.numpy(), bank.numpy()))
 
     size = sum(tensor.size for tensor in net.tensors.values())
-    name = str(net.manifest["name"])
+    name, weights = str(net.manifest["name"]), folder / "model.safetensors"
+    ranked = kept(out / f"{name}.npz", weights, judge, lambda: judge.score(rank, vector))
     return [
-        summarise(name, [judge.score(rank, vector)], parameters=size),
+        summarise(name, [ranked], parameters=size),
         summarise(f"{name}, vector head alone", [judge.vector(vector)]),
     ]
 
@@ -226,7 +250,7 @@ def run(argv: list[str] | None = None) -> None:
     fitted = measure.baselines(measure.fit_scalars(corpus), measure.fit_linear(corpus, RIDGE))
     rows = [summarise(name, [judge.vector(rival)]) for name, rival in fitted.items()]
     levels = [row["name"] for row in rows]
-    found = [row for folder in options.models for row in shipped(folder, valid, judge)]
+    found = [row for folder in options.models for row in shipped(folder, valid, judge, options.out)]
     names = options.architecture or list(ARCHITECTURES)
     print(
         f"{len(corpus.targets)} windows of {len(corpus.starts)} documents to train on, "
@@ -278,7 +302,6 @@ def _runs(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """The row of one architecture: every seed trained (or found trained), then measured."""
-    import torch
     from safetensors.torch import load_file
 
     from trainers.lvm import guarded
@@ -300,8 +323,10 @@ def _runs(
             parameters=recipe.parameters,
         )
         net.load_state_dict(load_file(out / "model.safetensors"))
-        with torch.no_grad():
-            measured.append(judge.vector(net.to(options.device).eval()))
+        net.to(options.device).eval()
+        measured.append(
+            kept(out / "measured.npz", out / "model.safetensors", judge, partial(judge.vector, net))
+        )
     return summarise(
         name,
         measured,
