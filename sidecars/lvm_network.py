@@ -180,9 +180,12 @@ class LvmNetwork:
         return x
 
     def _linear(self, name: str, x: Array) -> Array:
-        y = x @ self.tensors[f"{name}.weight"].T
-        bias = self.tensors.get(f"{name}.bias")
-        return np.asarray(y if bias is None else y + bias, dtype=np.float32)
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+        # One product for all windows: NumPy would do one each, and prepare the weights every time.
+        y = x.reshape(-1, x.shape[-1]) @ weight.T
+        if bias is not None:
+            y += bias
+        return np.asarray(y.reshape(*x.shape[:-1], len(weight)), dtype=np.float32)
 
     def _norm(self, name: str, x: Array) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)

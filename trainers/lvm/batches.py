@@ -123,6 +123,20 @@ def gather(parts: list[np.ndarray], device: str) -> Tensor:
     return torch.from_numpy(mapped)
 
 
+def subset(corpus: Corpus, documents: np.ndarray) -> Corpus:
+    """The corpus of these document numbers only, in that order, in memory of its own."""
+    starts, stops = corpus.starts[documents], corpus.stops[documents]
+    rows = corpus.vectors.cpu().numpy()
+    ends = np.cumsum(stops - starts)
+    return Corpus(
+        gather([rows[a:b] for a, b in zip(starts, stops, strict=True)], str(corpus.vectors.device)),
+        ends - (stops - starts),
+        ends,
+        corpus.weights[documents],
+        corpus.encoder,
+    )
+
+
 @dataclass
 class Batch:
     """``targets`` int64 ``[B]`` and ``bank`` int64 ``[N]`` index the corpus; ``place`` int64

@@ -214,6 +214,41 @@ def frontier(
     emit(report, render(report), as_json, out)
 
 
+@cli.command(epilog="Example: limbic lvm rollout --store stores/a --model FOLDER")
+@click.option("--store", type=FOLDER, required=True, help="Store to look at.")
+@click.option("--model", type=FOLDER, help="Folder of a model to put beside the references.")
+@click.option("--split", default="valid", show_default=True)
+@click.option("--windows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=FILE, help="File for the JSON report.")
+def rollout(
+    store: Path,
+    model: Path | None,
+    split: str,
+    windows: int,
+    seed: int,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """What gate 4 asks of a rollout, and what references get."""
+    from trainers.lvm.rollout import render
+    from trainers.lvm.rollout import rollout as look
+    from trainers.lvm.store import VectorStore
+    from trainers.lvm.validate import load_model
+
+    opened = VectorStore.open(store)
+    report = look(
+        opened,
+        model=load_model(model, opened) if model is not None else None,
+        name=model.name if model is not None else "ours",
+        split=split,
+        windows=windows,
+        seed=seed,
+    )
+    emit(report, render(report), as_json, out)
+
+
 @cli.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

@@ -111,12 +111,14 @@ class Guarded:
 
     ``stage`` entries set terms from an epoch on; tripwires override stages for good. After an
     epoch whose cosine or margin is under the best epoch's by more than ``rollback_*`` the best
-    weights come back and the rate is halved.
+    weights come back and the rate is halved. ``parameters`` is the size that the network's width
+    follows from; 0 means the architecture's own width.
     """
 
     name: str
     kind: str = "guarded"
     architecture: str = "gru"
+    parameters: int = 0
     epochs: int = 20
     batch: int = 64
     lr: float = 5e-4
