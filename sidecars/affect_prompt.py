@@ -18,10 +18,10 @@ KIND = "affect-generative"
 MANIFEST_KEY = "limbic.affect"
 #: Changes whenever what is asked or written changes: a model answers only what it was taught.
 PROMPT_VERSION = 1
-SYSTEM = "Rate how the message feels: valence, intimacy, tension, each from -1 to 1. Answer in JSON."
+SYSTEM = "Rate the affect, in JSON."
 MAX_MESSAGE_CHARS = 600
 MAX_CONTEXT_CHARS = 160
-MAX_REASONING_TOKENS = 48
+MAX_REASONING_TOKENS = 32
 MAX_TAGS = 2
 #: Scores in tenths, as they are written.
 GRID = tuple(round(step / 10, 1) for step in range(-10, 11))

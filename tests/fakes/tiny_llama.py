@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
@@ -19,9 +20,7 @@ WIDTH, HEADS, KEY_HEADS, LAYERS, FEED = 64, 4, 2, 2, 96
 
 def vocabulary() -> list[str]:
     """Control tokens, then one token for each byte in GPT-2's alphabet: no merges."""
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    return [*CONTROL, *bytes_to_unicode().values()]
+    return [*CONTROL, *sorted(ByteLevel.alphabet())]
 
 
 def network(seed: int = 0) -> Any:

