@@ -73,7 +73,8 @@ def grammar(tags: Sequence[str]) -> str:
             'num ::= "0." [0-9] | "1.0" | "-0." [1-9] | "-1.0"',
             'tags ::= tag ("," tag)?',
             f"tag ::= {names}",
-            r'char ::= [^"\\\x00-\x1F\x7F]',
+            # ASCII without quote and backslash: a grammar over bytes lets broken UTF-8 through.
+            r"char ::= [ !#-\[\]-~]",
         ]
     )
 
