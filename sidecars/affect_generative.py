@@ -306,7 +306,8 @@ class Telling:
 
 class _Numbers:
     """The probabilities of the 21 numbers, from three looks: what opens one, and the digits of a
-    positive and of a negative one. Numbers are written digit by digit: ``-``, ``0``, ``.``, ``7``."""
+    positive and of a negative one. Numbers are written digit by digit: ``-``, ``0``, ``.``, ``7``.
+    """
 
     def __init__(self, model: GrammarModel) -> None:
         self._digits = [_one(model, str(digit)) for digit in range(10)]
@@ -345,5 +346,7 @@ def _softmax(logits: Logits, tokens: Sequence[int]) -> NDArray[np.float64]:
 def _one(model: Any, text: str) -> int:
     tokens = model.encode(text)
     if len(tokens) != 1:
-        raise ConfigError(f"the model's tokenizer has no token for {text!r}; it cannot be this head")
+        raise ConfigError(
+            f"the model's tokenizer has no token for {text!r}; it cannot be this head"
+        )
     return int(tokens[0])

@@ -1,6 +1,6 @@
 """The ``cahm`` sidecar: ``POST /v1/affect`` and ``/v1/affect/batch``, no PyTorch.
 
-``--model`` is a folder with an encoder head (ONNX, the default) or a GGUF file with a generative one.
+``--model`` is a folder with an encoder head (ONNX, the default) or a generative head's GGUF file.
 Scores leave at once; why they are what they are is computed afterwards, when nothing waits, and is
 kept for ``POST /v1/affect/reasoning {turn_id}``.
 """

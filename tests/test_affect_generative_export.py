@@ -98,7 +98,10 @@ def test_an_adapter_alone_is_not_quantised(
     gguf_files.write_adapter(
         base, gguf_files.lora_maps(adapted()), adapter, name="tiny", alpha=8.0, described="{}"
     )
-    assert export.main(["--quantise", str(adapter), "--type", "Q6_K", "--out", str(out)]) == EXIT_CONFIG
+    assert (
+        export.main(["--quantise", str(adapter), "--type", "Q6_K", "--out", str(out)])
+        == EXIT_CONFIG
+    )
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "adapter" in said and "merge it" in said

@@ -110,9 +110,7 @@ def test_a_reasoning_goes_on_when_other_messages_come_between_its_steps(
 
 
 def test_the_21_probabilities_are_those_of_writing_each_number(file: Path) -> None:
-    loaded = GrammarModel(
-        resolve(str(file), formats=("gguf",)), context_tokens=256, threads=1
-    )
+    loaded = GrammarModel(resolve(str(file), formats=("gguf",)), context_tokens=256, threads=1)
     try:
         numbers = _Numbers(loaded)
         shared = loaded.encode('Hello {"valence":')
@@ -149,10 +147,13 @@ def test_the_grammar_lets_nothing_else_through(file: Path) -> None:
     loaded = GrammarModel(resolve(str(file), formats=("gguf",)), context_tokens=256, threads=1)
     try:
         grammar = loaded.grammar(affect_prompt.grammar(TAGS))
-        good = '{"valence":-0.7,"intimacy":1.0,"tension":0.0,"tags":["flat_numb"],"reasoning":"a b"}'
+        good = (
+            '{"valence":-0.7,"intimacy":1.0,"tension":0.0,"tags":["flat_numb"],"reasoning":"a b"}'
+        )
         bad = [
             good.replace("-0.7", "-1.7"), good.replace("-0.7", "7"), good.replace("-0.7", "NaN"),
-            good.replace("flat_numb", "hungry"), good.replace("a b", 'a"b'), good.replace("a b", ""),
+            good.replace("flat_numb", "hungry"), good.replace("a b", 'a"b'),
+            good.replace("a b", ""),
             good.replace("-0.7", "-0.0"), good.replace("a b", "a\nb"),
         ]  # fmt: skip
         for text, fine in [(good, True), *((b, False) for b in bad)]:

@@ -1,4 +1,4 @@
-"""A randomly initialised llama small enough for tests, as a network and as the GGUF it came from."""
+"""A randomly initialised llama small enough for tests, and the GGUF file that it came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -121,13 +121,21 @@ def page(table: dict[str, Any]) -> str:
             found = [head[part][axis] for head in heads.values()]
             line(f"{part} {axis} signs (n = {found[0]['n sign']})",
                  [f"{f['sign']:.3f}" for f in found])  # fmt: skip
-        line(f"{part} tags all right", [f"{head[part]['tags right']:.3f}" for head in heads.values()])
+        line(
+            f"{part} tags all right", [f"{head[part]['tags right']:.3f}" for head in heads.values()]
+        )
         line(f"{part} confidence said / seen",
              [f"{head[part]['confidence said']:.2f} / {head[part]['confidence seen']:.2f}"
               for head in heads.values()])  # fmt: skip
     written = [head.get("answers") for head in heads.values()]
-    line("answers that are valid JSON", [f"{w['valid']:.3f} of {w['n']}" if w else "–" for w in written])
-    line("scores, ms p50 / p95", [f"{h['ms']['p50']:.0f} / {h['ms']['p95']:.0f}" for h in heads.values()])
+    line(
+        "answers that are valid JSON",
+        [f"{w['valid']:.3f} of {w['n']}" if w else "–" for w in written],
+    )
+    line(
+        "scores, ms p50 / p95",
+        [f"{h['ms']['p50']:.0f} / {h['ms']['p95']:.0f}" for h in heads.values()],
+    )
     line("reasoning after them, ms", [f"{w['ms']:.0f}" if w else "–" for w in written])
     line("file, MB", [f"{head['bytes'] / 1e6:.0f}" for head in heads.values()])
     return "\n".join(lines) + "\n"

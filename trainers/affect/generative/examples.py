@@ -35,6 +35,7 @@ WORDS = {
     "tension": ("slack", "calm", "even", "tense", "urgent"),
 }
 
+
 class Tokeniser(Protocol):
     """What is used of a transformers tokenizer."""
 

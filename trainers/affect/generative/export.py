@@ -27,7 +27,7 @@ from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, gguf_files, model
 from trainers.affect.generative.examples import Row
 from trainers.affect.generative.quantise import TYPES, quantise
-from trainers.affect.generative.train import ADAPTER
+from trainers.affect.generative.train import ADAPTER, BASE
 
 NAME = "limbic-affect-generative"
 GATE_WORST = 0.02
@@ -55,7 +55,9 @@ def torch_axes(net: Any, tokeniser: Any, rows: Sequence[Row]) -> Axes:
                 ids = [*ids, *encode(opening)]
                 up = [*ids, digit[0], point]
                 down = [*ids, minus, digit[0], point]
-                a, b = (net(torch.tensor([x])).logits[0, len(ids) - 1 :].double() for x in (up, down))
+                a, b = (
+                    net(torch.tensor([x])).logits[0, len(ids) - 1 :].double() for x in (up, down)
+                )
                 first = a[0, [minus, digit[0], digit[1]]].softmax(0).numpy()
                 after = b[1, [digit[0], digit[1]]].softmax(0).numpy()
                 ups = a[2, digit].softmax(0).numpy()
@@ -75,7 +77,9 @@ def gaps(found: Axes, wanted: Axes) -> dict[str, float]:
     return {"worst": float(gap.max()), "mean": float(gap.mean())}
 
 
-def fit_confidence(masses: NDArray[np.float64], axes: Axes, labels: Axes) -> dict[str, float] | None:
+def fit_confidence(
+    masses: NDArray[np.float64], axes: Axes, labels: Axes
+) -> dict[str, float] | None:
     """The curve ``{"a", "b"}`` from the mean mass of an answer to the chance that its mean error is
     at most ``CLOSE``; none when the rows show one outcome only."""
     from sklearn.linear_model import LogisticRegression
@@ -174,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder, or file with --quantise")
     parser.add_argument("--base", default=model.BASE, help="GGUF of the chat model (%(default)s)")
     parser.add_argument("--gate-rows", type=int, default=32)
+    parser.add_argument("--dev-rows", type=int, help="at most so many for the confidence")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quantise", type=Path, metavar="FILE", help="only make FILE smaller")
     parser.add_argument("--type", choices=sorted(TYPES), default="Q8_0")
@@ -199,12 +204,14 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise DataConfigError(f"{adapter}: no adapter; limbic train affect-generative writes one")
     recipe = json.loads((args.run / "recipe.json").read_text())
     rows = examples.load_rows(args.folder, "dev")
+    order = np.random.default_rng(0).permutation(len(rows))  # the file is sorted by source and id
+    rows = [rows[i] for i in order[: args.dev_rows]]
     base = model.base_file(args.base)
     if base.name != recipe["base"]:
         raise DataConfigError(f"{base.name}: the run was trained on {recipe['base']}")
     from peft import PeftModel
 
-    net, tokeniser = model.load_base(base)
+    net, tokeniser = model.load_base(base, args.run / BASE)
     net = PeftModel.from_pretrained(net, str(adapter))
     return export(
         net, tokeniser, base, rows, args.out, alpha=float(recipe["recipe"]["alpha"]),

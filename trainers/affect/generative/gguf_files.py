@@ -118,7 +118,7 @@ def write_adapter(
     """``lora_maps`` alone, for use on top of ``base`` or another quantisation of it.
 
     Raises:
-        DataConfigError: ``base`` is no llama model. DataError: a map that llama.cpp has no name for.
+        DataConfigError: ``base`` is no llama model. DataError: a map without a name there.
     """
     reader = read(base)
     _check_base(reader, base)

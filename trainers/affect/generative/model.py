@@ -22,23 +22,31 @@ def base_file(reference: str = BASE) -> Path:
     return resolve(reference, formats=("gguf",)).path
 
 
-def load_base(path: Path) -> tuple[Any, Any]:
+def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     """(network, tokenizer) in float32 on the CPU; quantised weights are unpacked.
+
+    Unpacking and the tokenizer take most of a minute, so transformers' own format of both is kept
+    in ``cache``, and read from there the next time.
 
     Raises:
         DataConfigError: not a llama model.
     """
     # Imported here: it takes seconds, and export's refusals should not.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    if (cache / "config.json").is_file():
+        net = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
+        return net, AutoTokenizer.from_pretrained(cache)
     place: dict[str, Any] = {"gguf_file": path.name}
     config = AutoConfig.from_pretrained(path.parent, **place)
     if config.model_type != ARCHITECTURE:
         raise DataConfigError(f"{path}: is a {config.model_type} model; a llama model is needed")
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
     net = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+    part = cache.with_name(f"{cache.name}.part")
+    net.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.replace(cache)
     return net, tokenizer
 
 

@@ -42,7 +42,9 @@ def quantise(source: Path, out: Path, kind: str, *, threads: int = 1) -> None:
     params = lib.llama_model_quantize_default_params()
     params.nthread, params.ftype = threads, int(TYPES[kind])
     part = out.with_suffix(".part")
-    status = lib.llama_model_quantize(str(source).encode(), str(part).encode(), ctypes.byref(params))
+    status = lib.llama_model_quantize(
+        str(source).encode(), str(part).encode(), ctypes.byref(params)
+    )
     if status != 0:
         part.unlink(missing_ok=True)
         raise DataError(f"{source}: llama.cpp could not quantise it to {kind} ({errors.last()})")

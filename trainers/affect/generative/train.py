@@ -4,8 +4,9 @@
 
 The set is what ``limbic data build`` made; gold rows are refused. The loss is cross-entropy on what
 the model chooses itself: the digits of the scores, the tags and the reasoning, each with a weight.
-``RUN`` gets ``recipe.json``, ``log.jsonl``, ``curve.png`` and ``adapter/`` (peft's format); a
-stopped run continues from its last checkpoint when the command is repeated.
+``RUN`` gets ``recipe.json``, ``log.jsonl``, ``curve.png``, ``adapter/`` (peft's format) and
+``base/`` (the unpacked chat model); a stopped run continues from its last checkpoint when the command
+is repeated.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from trainers.affect.generative import examples, model
 from trainers.affect.generative.examples import REASON, SCORE, TAG, Example, Row
 
 CHECKPOINT = "last.ckpt"
-ADAPTER = "adapter"
+ADAPTER, BASE = "adapter", "base"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One run. ``layers`` counts from the top (0: all); ``*_share`` weigh the parts of an answer in
-    the loss; rows of more than ``max_tokens`` are left out, since a batch is as long as its longest.
+    the loss; rows above ``max_tokens`` are left out, since a batch is as long as its longest.
     """
 
     seed: int = 0
@@ -162,7 +163,7 @@ def fit(
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if saved["header"] != json.dumps(header, sort_keys=True):
             raise DataConfigError(
-                f"{checkpoint}: is of another recipe or other data; give another --out, or delete it"
+                f"{checkpoint}: is of another recipe or other data; delete it or give another --out"
             )
         with torch.no_grad():
             for name, value in saved["weights"].items():
@@ -259,9 +260,11 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     run.mkdir(parents=True, exist_ok=True)
     header = {"recipe": asdict(recipe), "base": base.name, "rows": examples.digest(rows)}
     (run / "recipe.json").write_text(json.dumps({**header, "device": device}, indent=1) + "\n")
-    print(f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True)
+    print(
+        f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True
+    )
     torch.manual_seed(recipe.seed)
-    net, tokeniser = model.load_base(base)
+    net, tokeniser = model.load_base(base, run / BASE)
     net = model.with_adapter(
         net, rank=recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, layers=recipe.layers
     )
