@@ -76,3 +76,37 @@ def write_base(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+class Tokeniser:
+    """The vocabulary above as a transformers tokenizer: one token for each byte."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        assert not add_special_tokens
+        return [len(CONTROL) + _RANK[byte] for byte in text.encode()]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Nothing: the vocabulary is code."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> list[int]:
+        assert options["add_generation_prompt"] and options["tokenize"]
+        start, end = CONTROL.index("<|im_start|>"), CONTROL.index("<|im_end|>")
+        ids: list[int] = []
+        for message in conversation:
+            said = self.encode(f"{message['role']}\n{message['content']}")
+            ids += [start, *said, end, *self.encode("\n")]
+        return [*ids, start, *self.encode("assistant\n")]
+
+
+def _byte_of() -> list[int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    shown = {byte: chr(byte) for byte in plain}
+    shown |= {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    order = sorted(shown.values())
+    assert order == sorted(ByteLevel.alphabet())
+    return [order.index(shown[byte]) for byte in range(256)]
+
+
+_RANK = _byte_of()

@@ -5,7 +5,7 @@
 The set is what ``limbic data build`` made; gold rows are refused. The loss is cross-entropy on what
 the model chooses itself: the digits of the scores, the tags and the reasoning, each with a weight.
 ``RUN`` gets ``recipe.json``, ``log.jsonl``, ``curve.png``, ``adapter/`` (peft's format) and
-``base/`` (the unpacked chat model); a stopped run continues from its last checkpoint when the command
+``base/`` (the unpacked chat model); a stopped run goes on from its last checkpoint when the command
 is repeated.
 """
 
