@@ -217,6 +217,6 @@ class _ForkBatch:
         for i, (token, place, sequences, wanted) in enumerate(rows):
             self._tokens[i], self._positions[i], self._logits[i] = token, place, wanted
             self._counts[i] = len(sequences)
-            self._ids[i][: len(sequences)] = sequences
+            self._ids[i][: len(sequences)] = list(sequences)
         self._batch.n_tokens = len(rows)
         return self._batch

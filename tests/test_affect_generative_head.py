@@ -30,6 +30,7 @@ from sidecars.affect_head import Message
 from sidecars.artifacts import record, resolve
 from sidecars.cahm import CahmService
 from sidecars.grammar_model import GrammarModel
+from sidecars.llm import DEFAULT_MODEL
 from sidecars.serve import ServeOptions, SidecarServer
 from sidecars.token_model import EngineFailure
 from tests.fakes import tiny_llama
@@ -185,7 +186,7 @@ def test_confidence_is_lower_where_it_cannot_be_known(head: GenerativeHead) -> N
         assert head.score(MESSAGES[:1])[0].confidence <= UNFITTED_CONFIDENCE
     finally:
         head._manifest = fitted
-    assert not readable("minulla on tänään todella huono päivä")
+    assert not readable("ich habe heute einen wirklich schlechten tag gehabt")
     assert readable("I do not know why you talk to me like this")
 
 
@@ -303,7 +304,21 @@ def test_a_damaged_or_foreign_file_ends_the_process_with_78(
     assert str(path) in done.stderr
 
 
-def test_prompt_and_tags_are_what_the_trainer_knows() -> None:
+@pytest.mark.model
+def test_the_chat_model_itself_untaught_answers_by_the_grammar() -> None:
+    """What it says is worth nothing yet, but every token of its tokenizer fits the scheme."""
+    artifact = resolve(DEFAULT_MODEL, formats=("gguf",))
+    loaded = GrammarModel(artifact, context_tokens=512, threads=1)
+    head = GenerativeHead(loaded, Manifest("untaught", TAGS, None), artifact.sha256)
+    try:
+        document = head.write(Message("you promised me, and you lied", ("where were you?",)))
+        assert compare.valid(document), document
+        assert head.score([Message("ok")])[0].confidence <= UNFITTED_CONFIDENCE
+    finally:
+        head.close()
+
+
+def test_a_long_message_loses_its_end_and_context_its_oldest_turn() -> None:
     long = affect_prompt.messages("a" * 5000, ["old", "b" * 5000, "last one"])
     assert "old" not in long[1]["content"]
     assert long[1]["content"].count("Before: ") == 2

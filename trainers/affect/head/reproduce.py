@@ -3,6 +3,7 @@
 Stages, each a command that can be run alone: build the set, prepare arrays, train teachers and a
 student, export, baselines, report. A stage whose output is there is skipped, so a stopped run goes
 on where it was; ``--quick`` trains the heads alone, for a look at the whole chain on a CPU.
+``--generative`` makes the generative head instead: build, train, export, compare.
 """
 
 from __future__ import annotations
@@ -52,18 +53,46 @@ def stages(data: Path, out: Path, *, quick: bool, lexicon: Path | None) -> list[
     ]  # fmt: skip
 
 
+def generative_stages(data: Path, out: Path, *, quick: bool) -> list[Stage]:
+    """The chain of the generative head; ``quick`` is a look at it, of a few steps and rows."""
+    built, run, models = out / "set", out / "generative" / "run", out / "generative"
+    few = {
+        "train": ("--steps", "2", "--checkpoint-steps", "1"),
+        "export": ("--dev-rows", "4", "--gate-rows", "2"),
+        "compare": ("--rows", "4", "--answers", "2"),
+    }
+    here = "trainers.affect.generative"
+    return [
+        Stage("build", built / "report.json", "trainers.affect.cli",
+              ("build", "--data", str(data), "--out", str(built))),
+        Stage("train", run / "curve.png", f"{here}.train",
+              ("--set", str(built), "--out", str(run), *(few["train"] if quick else ()))),
+        Stage("export", models / "export.json", f"{here}.export",
+              ("--run", str(run), "--set", str(built), "--out", str(models),
+               *(few["export"] if quick else ()))),
+        Stage("compare", models / "compare.json", f"{here}.compare",
+              ("--set", str(built), "--generative", str(models / "model-Q8_0.gguf"),
+               "--generative", str(models / "model-Q6_K.gguf"),
+               "--out", str(models / "compare.json"), *(few["compare"] if quick else ()))),
+    ]  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing; the exit code of the stage that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of `limbic data fetch`")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
+    parser.add_argument("--generative", action="store_true", help="the generative head instead")
     parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt, for that baseline")
     args = parser.parse_args(argv)
     if not args.data.is_dir():
         parser.error(f"{args.data}: no such folder; `limbic data fetch` makes one")
     args.out.mkdir(parents=True, exist_ok=True)
-    chain = stages(args.data, args.out, quick=args.quick, lexicon=args.lexicon)
+    if args.generative:
+        chain = generative_stages(args.data, args.out, quick=args.quick)
+    else:
+        chain = stages(args.data, args.out, quick=args.quick, lexicon=args.lexicon)
     for number, stage in enumerate(chain, 1):
         where = f"[{number}/{len(chain)}] {stage.name}"
         if stage.output.exists():
