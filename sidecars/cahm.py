@@ -112,7 +112,7 @@ class CahmService(Service):
         progress("loading the affect head")
         model, threads = self._args.model, self._args.threads
         adapter = getattr(self._args, "adapter", None)
-        if adapter is not None or model.suffix == ".gguf" or model.is_file():
+        if adapter is not None or ".gguf" in model.name or model.is_file():
             limit_openmp_spinning()
             # Imported here: it loads llama.cpp, which the default head does not need.
             from sidecars.affect_generative import GenerativeHead

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from sidecars.affect_generative import (
     _Numbers,
     readable,
 )
-from sidecars.affect_head import Message
+from sidecars.affect_head import Message, Scores
 from sidecars.artifacts import record, resolve
 from sidecars.cahm import CahmService
 from sidecars.grammar_model import GrammarModel
@@ -210,20 +209,22 @@ async def test_the_sidecar_serves_a_gguf_file_behind_the_same_contract(file: Pat
             assert answer.status == 400
 
 
-async def test_a_deadline_that_passes_while_others_are_scored_is_shed(file: Path) -> None:
-    """One message at a time: what waits is looked at before each, not before a batch of 32."""
+async def test_each_message_is_scored_alone_so_that_its_deadline_is_looked_at(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    score = GenerativeHead.score
+
+    def counting(self: GenerativeHead, messages: Sequence[Message]) -> list[Scores]:
+        sizes.append(len(messages))
+        return score(self, messages)
+
+    monkeypatch.setattr(GenerativeHead, "score", counting)
     async with served(file) as (http, url):
-        slow = http.post(f"{url}/v1/affect", json={"text": "word " * 120})
-        late = http.post(f"{url}/v1/affect", json={"text": "late", "deadline_ms": 1})
-        async with asyncio.TaskGroup() as group:
-            first, second = group.create_task(_status(slow)), group.create_task(_status(late))
-        assert first.result() == 200
-        assert second.result() in (200, 503)
-
-
-async def _status(request: aiohttp.client._RequestContextManager) -> int:
-    async with request as answer:
-        return answer.status
+        items = [{"text": f"message {i}"} for i in range(5)]
+        async with http.post(f"{url}/v1/affect/batch", json={"items": items}) as answer:
+            assert answer.status == 200
+    assert sizes == [1] * 6  # the warm start, then five
 
 
 def test_weights_that_are_not_finite_are_refused_at_the_start(tmp_path: Path) -> None:
