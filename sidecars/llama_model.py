@@ -40,7 +40,8 @@ _FALLBACK_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class LlamaOptions:
-    """How to load. ``extra_buffers`` ``None`` decides by what the library was built with."""
+    """How to load. ``extra_buffers`` ``None`` decides by what the library was built with;
+    ``sequences`` beside the live one share its cache."""
 
     context_tokens: int = 2048
     threads: int = 1
@@ -49,6 +50,7 @@ class LlamaOptions:
     mmap: bool = True
     flash_attention: bool = False
     extra_buffers: bool | None = None
+    sequences: int = 1
 
 
 class LlamaModel:
@@ -213,7 +215,8 @@ class LlamaModel:
         params = lib.llama_context_default_params()
         params.n_ctx = min(options.context_tokens, trained) if trained else options.context_tokens
         params.n_batch = params.n_ubatch = options.chunk_tokens
-        params.n_seq_max = 1
+        params.n_seq_max = options.sequences
+        params.kv_unified = options.sequences > 1  # copies of a sequence are marks, not memory
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED

@@ -5,6 +5,7 @@ student, export, report (with the baselines). A stage whose output is there is s
 output is written last and whole, so a chain that was stopped or killed goes on where it was.
 ``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
 1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
+``--generative`` makes the generative head instead: build, train, export, compare.
 """
 
 from __future__ import annotations
@@ -101,12 +102,37 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
+def generative_stages(data: Path, out: Path, *, quick: bool) -> list[Stage]:
+    """The chain of the generative head; ``quick`` is a look at it, of a few steps and rows."""
+    built, run, models = out / "set", out / "generative" / "run", out / "generative"
+    few = {
+        "train": ("--steps", "2", "--checkpoint-steps", "1"),
+        "export": ("--dev-rows", "4", "--gate-rows", "2"),
+        "compare": ("--rows", "4", "--answers", "2"),
+    }
+    here = "trainers.affect.generative"
+    return [
+        Stage("build", built / "report.json", "trainers.affect.cli",
+              ("build", "--data", str(data), "--out", str(built))),
+        Stage("train", run / "curve.png", f"{here}.train",
+              ("--set", str(built), "--out", str(run), *(few["train"] if quick else ()))),
+        Stage("export", models / "export.json", f"{here}.export",
+              ("--run", str(run), "--set", str(built), "--out", str(models),
+               *(few["export"] if quick else ()))),
+        Stage("compare", models / "compare.json", f"{here}.compare",
+              ("--set", str(built), "--generative", str(models / "model-Q8_0.gguf"),
+               "--generative", str(models / "model-Q6_K.gguf"),
+               "--out", str(models / "compare.json"), *(few["compare"] if quick else ()))),
+    ]  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing; the exit code of the stage that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of `limbic data fetch`")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
+    parser.add_argument("--generative", action="store_true", help="the generative head instead")
     parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt (default: in the data)")
     args = parser.parse_args(argv)
     if not args.data.is_dir():
@@ -116,13 +142,17 @@ def main(argv: list[str] | None = None) -> int:
         lexicon = args.data / LEXICON
     args.out.mkdir(parents=True, exist_ok=True)
     kind, said = {"quick": args.quick}, args.out / CHAIN_FILE
+    if args.generative:
+        chain = generative_stages(args.data, args.out, quick=args.quick)
+    else:
+        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon)
     if said.exists() and json.loads(said.read_text()) != kind:
         parser.error(f"{args.out}: holds a {'full' if args.quick else 'quick'} chain;"
                      " give another --out")  # fmt: skip
     said.write_text(json.dumps(kind) + "\n")
     try:
         with alone(args.out):
-            return run_chain(stages(args.data, args.out, quick=args.quick, lexicon=lexicon))
+            return run_chain(chain)
     except BlockingIOError:
         parser.error(f"{args.out}: a stage is still at work there; wait for it or end it")
 
