@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install develop chat test lint browser affect-head clean
+.PHONY: help install develop chat test lint browser affect-head affect-generative clean
 
 PYTHON ?= python3
 LIMBIC := .venv/bin/limbic
@@ -26,6 +26,9 @@ lint: develop     ## ruff, mypy and the import rules
 
 affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [QUICK=1]
 	@.venv/bin/python -m trainers.affect.head.reproduce $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+affect-generative: develop  ## Make the generative head and its table: DATA=folder OUT=folder [QUICK=1]
+	@.venv/bin/python -m trainers.affect.head.reproduce --generative $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 clean:            ## Remove .venv and caches; logs and data stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,8 +12,11 @@ and a brain that was just started. Limit: 5 times faster.
 
 * ``restart``, ``edit`` (the last turn taken back), ``trim`` (the oldest half dropped after a turn):
   the message comes once the idle prefill is done; how long that takes is shown.
-* ``at_once``: after a restart, the message comes without any pause, so that only the window itself
-  (soft deadline, silent side models) hides the prefill. No limit: it depends on the machine.
+* ``relaunch``: brain and model server both end and start again, as when a person leaves and comes
+  back, and the message comes without any pause; what was evaluated before is on disk.
+* ``at_once``: a message without any pause whose history this model server has never seen, with
+  nothing on disk, so that only the window itself (soft deadline, silent side models) hides the
+  prefill. No limit: it depends on the machine.
 
 Run:  python -m benchmarks.window [--json] [--check] [--cases answering,silent,...]
 Exit: 0, or with ``--check`` 1 when a limit is missed.
@@ -47,7 +50,7 @@ from brain.turn import Turn
 SIDE_MS = 15.0
 KEY_ENV = "LIMBIC_BENCHMARK_KEY"
 AGAINST_BARE = ("answering", "silent")
-UNCACHED = ("restart", "edit", "trim", "at_once")
+UNCACHED = ("restart", "edit", "trim", "relaunch", "at_once")
 MAX_ANSWERING, MAX_SILENT, MIN_UNCACHED = 1.15, 1.10, 5.0
 
 
@@ -176,6 +179,26 @@ async def after_window(
         return turn.timings["first_token_ms"] - turn.timings["window_ms"], idle_ms
 
 
+async def relaunched(
+    folder: Path, sides: str, *, prefill: bool, tokens: int, rng: random.Random
+) -> tuple[float, float]:
+    """(ms from the window's close to the first token, 0) after both processes started anew.
+
+    Without prefill there are no saved states either: nothing of the history is evaluated early.
+    """
+    more = {} if prefill else {"LIMBIC__LLM__PREFILL": "off", "LIMBIC__LLM__STATES_MB": "0"}
+    settings = load_settings(None, environ=environ_of(folder, sides, **more))
+    async with Limbic.open(settings) as limbic:
+        await limbic.wait_ready()
+        await seed_history(limbic, "a", tokens=tokens, rng=rng)
+        await limbic.session("a").open()
+        await idle(limbic, "a")
+    async with Limbic.open(settings) as limbic:
+        await limbic.wait_ready()
+        _, turn = await first_token(limbic.session("a"), message(rng))
+        return turn.timings["first_token_ms"] - turn.timings["window_ms"], 0.0
+
+
 async def uncached(
     cases: Sequence[str], sides: str, *, tokens: int, repeats: int, seed: int
 ) -> dict[str, Any]:
@@ -198,6 +221,14 @@ async def uncached(
                     name = f"{case}-{number}-{'on' if prefill else 'off'}"
                     # A trim at 1000 tokens leaves about half, which is what the others begin with.
                     wanted = 2 * tokens if case == "trim" else tokens
+                    if case == "relaunch":
+                        spent, idle_ms = await relaunched(
+                            folder / name, sides, prefill=prefill, tokens=wanted, rng=rng
+                        )
+                        found[prefill].append(spent)
+                        if prefill:
+                            idles.append(idle_ms)
+                        continue
                     async with restarted(
                         folder / "data", sides, endpoint.url, prefill=True, trim=False
                     ) as limbic:
@@ -229,7 +260,7 @@ def missed(result: dict[str, Any]) -> bool:
         or ("silent" in result and result["silent"]["ratio_beyond_window"] > MAX_SILENT)
         or any(
             result[case]["times_faster"] < MIN_UNCACHED
-            for case in ("restart", "edit", "trim")
+            for case in ("restart", "edit", "trim", "relaunch")
             if case in result
         )
     )

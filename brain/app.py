@@ -278,7 +278,11 @@ class Limbic:
             if side.model:
                 argv += ("--model", side.model)
             if name == "llm":
-                argv += ("--context-tokens", str(self.settings.llm.context_tokens))
+                llm = self.settings.llm
+                argv += ("--context-tokens", str(llm.context_tokens))
+                if llm.states_mb:
+                    folder = self.settings.data_dir / "llm-states"
+                    argv += ("--states", str(folder), "--states-mb", str(llm.states_mb))
         return ChildSpec(name=name, argv=(*argv, *side.args), settings=side)
 
 

@@ -87,6 +87,7 @@ class LlmSettings(Section):
     model: str = DEFAULT_MODEL
     api_key_env: str | None = None
     context_tokens: Annotated[int, Field(ge=256, le=1_000_000)] = 4_096
+    states_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 64
     prefill: Literal["auto", "on", "off"] = "auto"
     tail_role: Literal["system", "user"] = "user"
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.6

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from brain.clock import Clock
+from brain.redact import scrub
 from brain.schema import Affect
 from brain.turn import Turn
 
 WINDOW = 200
 RECENT = 20
+SIDES = ("affect", "foresight", "recall")
+GIVEN_UP = {"side_missed": "missed", "side_down": "down"}
 
 
 class Latencies:
@@ -70,6 +73,7 @@ class Snapshot:
         self._sides = {"affect": Side(), "foresight": Side()}
         self._expected: list[int] = []
         self._last_affect: dict[str, Any] | None = None
+        self._heard: dict[str, dict[str, Any]] = {}  # by turn, the latest last
         self._surprise: float | None = None
         self._behaviour: dict[str, Any] = {}
         self._ttft = Latencies()
@@ -80,12 +84,15 @@ class Snapshot:
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
     def note_affect(self, turn_id: str, affect: Affect, *, late: bool) -> None:
-        """The latest affect answer, on time or late."""
+        """The latest affect answer, on time or late; its turn may not have ended yet."""
         self._last_affect = {
             "turn_id": turn_id, "valence": affect.valence, "intimacy": affect.intimacy,
             "tension": affect.tension, "confidence": affect.confidence, "tags": list(affect.tags),
-            "reasoning": affect.reasoning, "late": late,
+            "reasoning": affect.reasoning, "latency_ms": round(affect.latency_ms, 1), "late": late,
         }  # fmt: skip
+        self._heard[turn_id] = self._last_affect
+        while len(self._heard) > WINDOW:
+            del self._heard[next(iter(self._heard))]
         for item in self._recent:
             if item["turn_id"] == turn_id:
                 item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
@@ -101,8 +108,8 @@ class Snapshot:
 
     def note_reasoning(self, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was; it comes after the scores."""
-        if self._last_affect is not None and self._last_affect["turn_id"] == turn_id:
-            self._last_affect["reasoning"] = reasoning
+        if turn_id in self._heard:
+            self._heard[turn_id]["reasoning"] = reasoning
         for item in self._recent:
             if item["turn_id"] == turn_id:
                 item["reasoning"] = reasoning
@@ -111,6 +118,13 @@ class Snapshot:
         """What became of one side model's answer; called once for each question."""
         if name in self._sides:
             self._sides[name].note(outcome, latency_ms)
+
+    def note_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """What became of an answer that was still awaited when its turn was recorded."""
+        name, outcome = settled(event, fields)
+        for item in self._recent:
+            if name in item["sides"] and item["turn_id"] == fields.get("turn_id"):
+                item["sides"][name] = outcome
 
     def note_turn(self, record: Mapping[str, Any], turn: Turn) -> None:
         """A finished turn: status, latency, tokens, behaviour."""
@@ -129,11 +143,16 @@ class Snapshot:
             ) / 1000
             if llm["completion_tokens"] and span_s > 0:
                 self._rates.append(llm["completion_tokens"] / span_s)
-        affect = turn.affect.model_dump(mode="json") if turn.affect else None
+        affect = self._heard.get(turn.turn_id)
+        error = record["error"]
         self._recent.append(
             {"turn_id": turn.turn_id, "session_id": turn.session_id, "at": _now(self._clock),
              "status": record["status"], "affect": affect,
-             "reasoning": turn.affect.reasoning if turn.affect else ""}
+             "reasoning": affect["reasoning"] if affect else "",
+             "error": {**error, "message": scrub(error["message"])} if error else None,
+             "sides": {name: dict(side) for name, side in record["sides"].items()},
+             "timings": {name: record["timings"][name] for name in ("first_token_ms", "total_ms")
+                         if name in record["timings"]}}
         )  # fmt: skip
 
     def render(
@@ -176,6 +195,17 @@ class Snapshot:
             "sidecars": parts,
             "recent": list(self._recent),
         }  # fmt: skip
+
+
+def settled(event: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The side model of an event such as ``late_affect`` or ``side_down``, and its outcome in the
+    form that a turn's record has; an empty name for any other event."""
+    name = fields.get("side") if event in GIVEN_UP else event.removeprefix("late_")
+    if name not in SIDES or name == event:
+        return "", {}
+    outcome = {"outcome": GIVEN_UP.get(event, "late"),
+               "ms": fields.get("age_ms", fields.get("limit_ms", 0.0))}  # fmt: skip
+    return name, {**outcome, "reason": fields["reason"]} if fields.get("reason") else outcome
 
 
 def _sidecar(status: Any) -> dict[str, Any]:

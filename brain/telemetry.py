@@ -95,6 +95,8 @@ class Telemetry:
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Record one event; ``brain.events.Emit``."""
+        if event.startswith(("late_", "side_")):
+            self.stats.note_event(event, fields)
         self._put("events.jsonl", {"event": event, **fields})
 
     def turn(self, record: Mapping[str, Any], turn: Turn) -> None:

@@ -17,35 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brain.errors import ConfigError
-from sidecars.onnx_text import TextModel
+from sidecars.affect_manifest import AXES, AffectManifest
+from sidecars.english import looks_english
+from sidecars.onnx_text import MANIFEST_FILE, TextModel, first_line
 
-AXES = ("valence", "intimacy", "tension")
-KIND = "affect-encoder"
+OUTPUTS = frozenset({"axes", "spread", "tags"})
+ROUNDING = 1e-3  # by which int8 arithmetic may pass the bounds of tanh
 MAX_REASON_WORDS = 24
 SMALLEST_SHIFT = 0.05
 ONE_WORD = "one word: there is nothing to leave out"
 # Confidence of what the head was not made for: text it read only in part, or cannot read.
 CUT_CONFIDENCE = 0.5
 FOREIGN_CONFIDENCE = 0.3
-# What tells English from other text in Latin letters, set on chat and on the affect set: see
-# docs/affect-head.md. Pieces are the tokenizer's, a word; common is the share of COMMON_WORDS.
-MAX_LANGUAGE_WORDS = 48
-MOST_COMMON = 0.2
-LONG_ENOUGH, LONG_PIECES, SHORT_PIECES = 6, 1.35, 2.0
-COMMON_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """i you he she it we they me him her us them my your his its our their this that these
-        those the a an and or but if so because as of at by for with about to from in on up out
-        off over not no yes do does did done have has had am is are was were be been being can
-        could will would should may might must what when where why how who which there here just
-        like get got go going know think want love hate good bad really very too then now ok okay
-        hi hey hello thanks please im dont cant thats haha lol yeah wow oh hmm""",
-    )
-)
 _WORD = re.compile(r"\S+")
-_LATIN = re.compile(r"[A-Za-z]")
-_LETTERS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +54,16 @@ class Scores:
 class AffectHead:
     """A loaded head; ``score`` and ``reason`` are safe from one thread at a time."""
 
-    def __init__(self, model: TextModel) -> None:
-        manifest = model.manifest
-        name = manifest.get("name", "the model")
-        if manifest.get("kind") != KIND:
-            raise ConfigError(
-                f"{name}: not an affect head (kind {manifest.get('kind')!r}, wanted {KIND!r})"
-            )
-        if missing := sorted({"axes", "spread", "tags"} - set(model.outputs)):
-            raise ConfigError(f"{name}: the model lacks the outputs {', '.join(missing)}")
+    def __init__(self, model: TextModel, *, where: str = MANIFEST_FILE) -> None:
+        manifest = AffectManifest.check(model.manifest, where=where)
+        if missing := sorted(OUTPUTS - set(model.outputs)):
+            raise ConfigError(f"{where}: the model lacks the outputs {', '.join(missing)}")
         self._model = model
-        try:
-            self.name = f"{manifest['name']}-{manifest['version']}"
-            self._limit = int(manifest["max_tokens"])
-            self._tags = tuple(str(tag) for tag in manifest["tags"])
-            self._thresholds = np.asarray(manifest["tag_thresholds"], np.float32)
-            self._a, self._b = (float(manifest["confidence"][key]) for key in ("a", "b"))
-        except KeyError as error:
-            raise ConfigError(f"{name}: its manifest lacks {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}: its manifest is malformed ({error})") from error
-        if self._thresholds.shape != (len(self._tags),):
-            raise ConfigError(f"{name}: its manifest needs one threshold for each tag")
-        if not (np.isfinite(self._thresholds).all() and math.isfinite(self._a + self._b)):
-            raise ConfigError(
-                f"{name}: its manifest has a threshold or confidence that is no number"
-            )
+        self.name = f"{manifest.name}-{manifest.version}"
+        self._limit = manifest.max_tokens
+        self._tags = tuple(manifest.tags)
+        self._thresholds = np.asarray(manifest.tag_thresholds, np.float32)
+        self._a, self._b = manifest.confidence.a, manifest.confidence.b
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int = 1) -> AffectHead:
@@ -104,22 +72,26 @@ class AffectHead:
         Raises:
             ConfigError: missing, altered or foreign (exit code 78).
         """
-        head = cls(TextModel.load(folder, threads=threads))
+        model = TextModel.load(folder, threads=threads)
+        head = cls(model, where=str(Path(folder) / MANIFEST_FILE))
         head.warm()
         return head
 
     def warm(self) -> None:
-        """Run once: the first inference plans its memory, and shows what the model really gives.
+        """Run once, on a short message and on one of full length: the first inference plans its
+        memory, and shows what the model really takes and gives.
 
         Raises:
-            ConfigError: its outputs have other shapes than the manifest says.
+            ConfigError: it does not run, or its outputs are not what the manifest says.
         """
+        messages = [Message("warm start", ("before",)), Message("word " * self._limit)]
         try:
-            out = self._run([Message("warm start", ("before",))])
-        except ArithmeticError as error:
-            raise ConfigError(f"{self.name}: {error}") from error
-        found = (out["axes"].shape, out["spread"].shape, out["tags"].shape)
-        wanted = ((1, len(AXES)), (1,), (1, len(self._tags)))
+            out = self._run(messages)
+            found = tuple(out[name].shape for name in ("axes", "spread", "tags"))
+        except Exception as error:  # the runtime raises types of its own
+            raise ConfigError(f"{self.name}: cannot be run ({first_line(error)})") from error
+        n = len(messages)
+        wanted = ((n, len(AXES)), (n,), (n, len(self._tags)))
         if found != wanted:
             raise ConfigError(f"{self.name}: outputs of shapes {found}, the manifest says {wanted}")
 
@@ -132,7 +104,8 @@ class AffectHead:
         """Scores of each message, in order.
 
         Raises:
-            ArithmeticError: the model gave a value that is not finite; nothing of it leaves.
+            ArithmeticError: the model gave a value that is not finite or out of its range;
+                nothing of it leaves.
         """
         out = self._run(messages)
         return [self._scores(message, out, i) for i, message in enumerate(messages)]
@@ -169,17 +142,17 @@ class AffectHead:
         out = self._model.run(
             [m.text for m in messages], ["\n".join(m.context) or None for m in messages]
         )
-        if not all(np.isfinite(out[name]).all() for name in ("axes", "spread", "tags")):
+        if not all(np.isfinite(out[name]).all() for name in OUTPUTS):
             raise ArithmeticError("the affect head gave a value that is not finite")
+        if np.abs(out["axes"]).max(initial=0.0) > 1.0 + ROUNDING:
+            raise ArithmeticError("the affect head gave an axis outside [-1, 1]")
         return out
 
     def _scores(self, message: Message, out: dict[str, Any], i: int) -> Scores:
-        axes = np.clip(out["axes"][i], -1.0, 1.0)  # rounding of int8 can pass tanh's bound
+        axes = np.clip(out["axes"][i], -1.0, 1.0)  # ROUNDING
         spread = max(0.0, float(out["spread"][i]))
         confidence = _sigmoid(self._a - self._b * spread)
-        if len(message.text) > self._limit and (
-            self._model.count_tokens(message.text) >= self._limit
-        ):
+        if self._model.is_cut(message.text):
             confidence *= CUT_CONFIDENCE
         if not self._readable(message.text):
             confidence *= FOREIGN_CONFIDENCE
@@ -192,24 +165,8 @@ class AffectHead:
         return Scores(valence, intimacy, tension, confidence=float(confidence), tags=tags)
 
     def _readable(self, text: str) -> bool:
-        """Whether the text looks like the English that the head was made for.
-
-        Script first; then, from three words up, how finely the tokenizer has to cut the words and
-        how few of them are among the commonest: other languages and typed noise differ in both.
-        """
-        letters = sum(char.isalpha() for char in text)
-        if not letters or len(_LATIN.findall(text)) < 0.5 * letters:
-            return False
-        words = _LETTERS.findall(text.lower())[:MAX_LANGUAGE_WORDS]
-        if len(words) < 3:
-            return True
-        common = sum(word.split("'")[0] in COMMON_WORDS for word in words) / len(words)
-        if common > MOST_COMMON:
-            return True
-        pieces = (self._model.count_tokens(" ".join(words)) - 2) / len(words)
-        if len(words) < LONG_ENOUGH:
-            return common > 0 or pieces < SHORT_PIECES
-        return pieces < LONG_PIECES
+        """Whether the text looks like the English that the head was made for."""
+        return looks_english(text, lambda words: self._model.count_tokens(words) - 2)
 
 
 def _sigmoid(x: float) -> float:

@@ -43,9 +43,9 @@ def queue_full(limit: int) -> Shed:
     return Shed("queue_full", message, status=429, retry_after_s=1)
 
 
-def deadline_passed() -> Shed:
+def deadline_passed(before: str = "it could start") -> Shed:
     """The refusal of a request whose ``deadline_ms`` passed while it waited: HTTP 503."""
-    message = "the request's deadline passed before it could start"
+    message = f"the request's deadline passed before {before}"
     return Shed("deadline_passed", message, status=503, retry_after_s=None)
 
 

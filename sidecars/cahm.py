@@ -1,5 +1,6 @@
-"""The ``cahm`` sidecar: ``POST /v1/affect`` and ``/v1/affect/batch`` on an ONNX head, no PyTorch.
+"""The ``cahm`` sidecar: ``POST /v1/affect`` and ``/v1/affect/batch``, no PyTorch.
 
+``--model`` is a folder with an encoder head (ONNX, the default) or a generative head's GGUF file.
 Scores leave at once; why they are what they are is computed afterwards, when nothing waits, and is
 kept for ``POST /v1/affect/reasoning {turn_id}``.
 """
@@ -14,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from aiohttp import web
@@ -23,16 +24,21 @@ from pydantic import Field, StringConstraints
 from brain.errors import ConfigError, InputError
 from brain.schema import MAX_REASONING_CHARS, MAX_TEXT_CHARS, WireFrame, check_text
 from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
-from sidecars.batching import MicroBatcher, Shed
+from sidecars.batching import MicroBatcher, Shed, deadline_passed
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
+from sidecars.process import limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
+
+if TYPE_CHECKING:
+    from sidecars.affect_generative import GenerativeHead
 
 WEIGHTS = Path(__file__).parent / "weights" / "cahm"
 MAX_BATCH_ITEMS = 256
 KEPT_REASONS = 256
 # Reasons wait until no message came for so long: in a burst, scores are all that matters.
 QUIET_S = 0.05
+WorkT = TypeVar("WorkT")
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 
 
@@ -71,7 +77,7 @@ class CahmService(Service):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
-        self._head: AffectHead
+        self._head: AffectHead | GenerativeHead
         self._batcher: MicroBatcher[Message, Scores] | None = None
         self._wanted: asyncio.Queue[tuple[str, Message]] = asyncio.Queue(KEPT_REASONS)
         # None: dropped before it was computed.
@@ -81,7 +87,12 @@ class CahmService(Service):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--model", type=Path, default=WEIGHTS, help="a model folder")
+        parser.add_argument(
+            "--model", type=Path, default=WEIGHTS, help="a model folder, or a GGUF file's reference"
+        )
+        parser.add_argument(
+            "--adapter", type=Path, help="a generative head's adapter; --model is then its base"
+        )
         parser.add_argument("--threads", type=int, default=2, help="of one inference (default: 2)")
         parser.add_argument("--max-queue", type=int, default=512, help="messages that may wait")
 
@@ -99,12 +110,27 @@ class CahmService(Service):
 
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
         progress("loading the affect head")
-        self._head = AffectHead.load(self._args.model, threads=self._args.threads)
+        model, threads = self._args.model, self._args.threads
+        adapter = getattr(self._args, "adapter", None)
+        if adapter is not None or ".gguf" in model.name or model.is_file():
+            limit_openmp_spinning()
+            # Imported here: it loads llama.cpp, which the default head does not need.
+            from sidecars.affect_generative import GenerativeHead
+
+            self._head = GenerativeHead.load(
+                model, adapter=adapter, threads=threads, progress=progress, stopping=stopping
+            )
+        else:
+            self._head = AffectHead.load(model, threads=threads)
         return ModelInfo(self._head.name, self._head.sha256)
 
     async def start(self) -> None:
         self._batcher = MicroBatcher(
-            self._head.score, name="cahm", max_batch=32, max_queue=self._args.max_queue
+            self._head.score,
+            name="cahm",
+            # A generative head takes longer for each: every message's deadline is looked at.
+            max_batch=32 if isinstance(self._head, AffectHead) else 1,
+            max_queue=self._args.max_queue,
         )
         self._inference = self.metrics.histogram(
             "limbic_cahm_seconds", "From a request's arrival to its scores"
@@ -149,12 +175,20 @@ class CahmService(Service):
         return json_response({"items": [self._answer(scores, arrived) for scores in found]})
 
     async def _reasoning(self, request: web.Request) -> web.Response:
-        turn_id = context_of(request, await read_body(request, Timed)).turn_id or ""
-        found = self._reasons.get(turn_id)
-        reasoning = await asyncio.shield(found) if found is not None else None
+        """Wait for a reason as long as its asker does; it is worked out and kept all the same."""
+        context = context_of(request, await read_body(request, Timed))
+        if not context.turn_id:
+            raise Problem(400, "invalid_request", "turn_id: Field required")
+        found = self._reasons.get(context.turn_id)
+        if found is not None and not found.done():
+            left = None if context.deadline is None else context.deadline - time.monotonic()
+            await asyncio.wait([found], timeout=None if left is None else max(0.0, left))
+            if not found.done():
+                raise deadline_passed("it was worked out")
+        reasoning = found.result() if found is not None else None
         if reasoning is None:
             raise Problem(404, "unknown_turn", "no message of that turn was scored lately")
-        return json_response({"turn_id": turn_id, "reasoning": reasoning})
+        return json_response({"turn_id": context.turn_id, "reasoning": reasoning})
 
     async def _score(self, messages: Sequence[Message], deadline: float | None) -> Sequence[Scores]:
         assert self._batcher is not None
@@ -205,18 +239,26 @@ class CahmService(Service):
                 future.set_result(text[:MAX_REASONING_CHARS])
 
     async def _explain(self, message: Message) -> str:
-        """Leave-one-out, one inference at a time, so that a message's scores wait for one at most
-        and memory is that of one message."""
-        assert self._batcher is not None
-        words, variants = self._head.leave_one_out(message)
+        """Leave-one-out, or more of the answer, one inference at a time, so that a message's scores
+        wait for one at most and memory is that of one message."""
+        head = self._head
+        if not isinstance(head, AffectHead):  # it goes on writing where the scores ended
+            telling = head.telling(message)
+            while not await self._quietly(telling.step):
+                pass
+            return telling.text
+        words, variants = head.leave_one_out(message)
         if len(words) < 2:
             return ONE_WORD
-        rows = []
-        for one in variants:
-            while (rest := self._last_arrival + QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110
-                await asyncio.sleep(rest)
-            rows.append(await self._batcher.aside(functools.partial(self._head.axes, [one])))
-        return self._head.tell(words, np.concatenate(rows))
+        rows = [await self._quietly(functools.partial(head.axes, [one])) for one in variants]
+        return head.tell(words, np.concatenate(rows))
+
+    async def _quietly(self, work: Callable[[], WorkT]) -> WorkT:
+        """Run a short piece of work when no message came for a while and none waits."""
+        assert self._batcher is not None
+        while (rest := self._last_arrival + QUIET_S - time.monotonic()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(rest)
+        return await self._batcher.aside(work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ in progress is left to finish, because the completion needs it; otherwise it is 
 prefill that gave way goes on later. Cancelling a completion interrupts the model inside a step.
 
 Requests that cannot be served are not: a full queue refuses, a deadline that passed sheds.
+
+With ``files``, what was evaluated is put on disk when nothing was asked for a while, by a thread
+that nobody waits for, and when the engine closes, so that a restart need not evaluate it again.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from typing import Literal
 from sidecars.batching import deadline_passed, draining, queue_full
 from sidecars.prefix_cache import PrefixCache, common_prefix
 from sidecars.reply_text import ReplyText
+from sidecars.state_files import StateFiles
 from sidecars.token_model import Sampling, TokenModel
 
 log = logging.getLogger(__name__)
 FinishReason = Literal["stop", "length"]
+QUIET_S = 30.0  # without a request, before what was evaluated is put on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class ChatEngine:
         chunk_tokens: prompt tokens evaluated in one step; between steps the worker looks up.
         max_queue: most waiting completions, and most waiting prefills.
         cache_bytes: most memory for the saved states of other conversations.
+        files: where states outlive the process, and after how many seconds without a request.
         now: the clock of the deadlines, in seconds.
     """
 
@@ -116,10 +122,15 @@ class ChatEngine:
         chunk_tokens: int = 64,
         max_queue: int = 8,
         cache_bytes: int = 128 * 1024 * 1024,
+        files: StateFiles | None = None,
+        quiet_s: float = QUIET_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
-        self._cache = PrefixCache(model, budget_bytes=cache_bytes)
+        self._cache = PrefixCache(model, budget_bytes=cache_bytes, files=files)
+        self._files = files
+        self._quiet_s = quiet_s
+        self._writer: threading.Thread | None = None
         self._chunk = chunk_tokens
         self._max_queue = max_queue
         self._now = now
@@ -149,6 +160,11 @@ class ChatEngine:
     def saved_bytes(self) -> int:
         """Memory held for other conversations."""
         return self._cache.saved_bytes
+
+    @property
+    def from_disk(self) -> int:
+        """States of an earlier process that were used."""
+        return self._cache.from_disk
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -227,17 +243,35 @@ class ChatEngine:
             finally:
                 with self._changed:
                     self._current = None
+        if self._files is not None and self._cache.worth_storing():
+            self._files.keep(self._cache.plan())
 
     def _next_job(self) -> Job | None:
         with self._changed:
             while not self._completions and not self._prefills and not self._closed:
-                self._changed.wait()
+                if not self._changed.wait(self._patience()):
+                    self._store()
             if self._closed:
                 return None
             self._current = (self._completions or self._prefills).popleft()
             # Under the lock: an interrupt after this is meant for this job.
             self._model.rearm()
             return self._current
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for a job before ``_store``; no limit when there is nothing to store."""
+        return self._quiet_s if self._cache.worth_storing() else None
+
+    def _store(self) -> None:
+        """Put states on disk; written in a thread of its own: a disk that hangs stops no reply."""
+        assert self._files is not None
+        if self._writer is not None and self._writer.is_alive():
+            return
+        plan = self._cache.plan()
+        self._writer = threading.Thread(
+            target=self._files.keep, args=(plan,), name="llm-states", daemon=True
+        )
+        self._writer.start()
 
     def _run(self, job: Job) -> None:
         if self._late(job):

@@ -65,3 +65,8 @@ class EngineCollector(Collector):
             yield CounterMetricFamily(f"limbic_llm_{name}", text, value=getattr(counts, name))
         saved = self._engine.saved_bytes
         yield GaugeMetricFamily("limbic_llm_saved_state_bytes", "Saved states", value=saved)
+        yield CounterMetricFamily(
+            "limbic_llm_states_from_disk",
+            "Prompts evaluated by an earlier process and used again",
+            value=self._engine.from_disk,
+        )

@@ -55,9 +55,9 @@ class Timed(WireFrame):
     """Fields that any request body may carry: whose turn it is, and the time left when sent."""
 
     turn_id: Annotated[str, Field(max_length=128)] | None = None
-    deadline_ms: Annotated[float, Field(ge=0, le=MAX_DEADLINE_MS, allow_inf_nan=False)] | None = (
-        None
-    )
+    deadline_ms: (
+        Annotated[float, Field(strict=True, ge=0, le=MAX_DEADLINE_MS, allow_inf_nan=False)] | None
+    ) = None
 
 
 @dataclass(frozen=True, slots=True)

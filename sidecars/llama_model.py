@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -39,7 +40,8 @@ _FALLBACK_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class LlamaOptions:
-    """How to load. ``extra_buffers`` ``None`` decides by what the library was built with."""
+    """How to load. ``extra_buffers`` ``None`` decides by what the library was built with;
+    ``sequences`` beside the live one share its cache."""
 
     context_tokens: int = 2048
     threads: int = 1
@@ -48,6 +50,7 @@ class LlamaOptions:
     mmap: bool = True
     flash_attention: bool = False
     extra_buffers: bool | None = None
+    sequences: int = 1
 
 
 class LlamaModel:
@@ -79,6 +82,10 @@ class LlamaModel:
         self._context = self._open_context(options)
         self._memory = lib.llama_get_memory(self._context)
         self.context_tokens = int(lib.llama_n_ctx(self._context))
+        self.state_format = (
+            f"llama-cpp-python {version('llama-cpp-python')}"
+            f" {'flash' if options.flash_attention else 'plain'}"
+        )
         self._batch = _Batch(options.chunk_tokens)
         self._count = int(lib.llama_vocab_n_tokens(self._vocab))
         self._template = self._read_template()
@@ -133,18 +140,19 @@ class LlamaModel:
     def snapshot_bytes(self) -> int:
         return int(lib.llama_state_seq_get_size(self._context, 0))
 
-    def snapshot(self) -> object:
+    def snapshot(self) -> bytearray:
         size = self.snapshot_bytes()
-        data = (ctypes.c_uint8 * size)()
-        written = int(lib.llama_state_seq_get_data(self._context, data, size, 0))
+        data = bytearray(size)
+        view = (ctypes.c_uint8 * size).from_buffer(data)
+        written = int(lib.llama_state_seq_get_data(self._context, view, size, 0))
         if written != size:
             raise EngineFailure(f"llama.cpp saved {written} of {size} bytes of its state")
         return data
 
-    def restore(self, snapshot: object) -> bool:
+    def restore(self, snapshot: bytearray) -> bool:
         lib.llama_memory_clear(self._memory, False)
-        data: Any = snapshot
-        if lib.llama_state_seq_set_data(self._context, data, len(data), 0):
+        data = (ctypes.c_uint8 * len(snapshot)).from_buffer(snapshot)
+        if lib.llama_state_seq_set_data(self._context, data, len(snapshot), 0):
             return True
         lib.llama_memory_clear(self._memory, False)
         return False
@@ -207,7 +215,8 @@ class LlamaModel:
         params = lib.llama_context_default_params()
         params.n_ctx = min(options.context_tokens, trained) if trained else options.context_tokens
         params.n_batch = params.n_ubatch = options.chunk_tokens
-        params.n_seq_max = 1
+        params.n_seq_max = options.sequences
+        params.kv_unified = options.sequences > 1  # copies of a sequence are marks, not memory
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED

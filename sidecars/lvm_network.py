@@ -21,11 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from brain.errors import ArtifactCorrupt, ArtifactMissing, InputError
+from sidecars import lvm_linear
+from sidecars.lvm_linear import LinearNetwork
 
 Array = npt.NDArray[np.float32]
 CONTEXT = 5
 KIND = "lvm"
 ARCHITECTURE = "two-heads-1"
+ARCHITECTURES = (ARCHITECTURE, lvm_linear.ARCHITECTURE)
 _TYPES = {"F16": np.float16, "F32": np.float32}
 _MANIFEST = "manifest.json"
 
@@ -65,8 +68,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise ArtifactCorrupt(f"{folder} does not hold a model of kind {KIND!r}")
     network = manifest.get("network")
-    if not isinstance(network, dict) or network.get("architecture") != ARCHITECTURE:
-        raise ArtifactCorrupt(f"{folder}: this version runs only {ARCHITECTURE!r} networks")
+    if not isinstance(network, dict) or network.get("architecture") not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ArtifactCorrupt(f"{folder}: this version runs only these networks: {known}")
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise ArtifactCorrupt(f"{folder / _MANIFEST} lists no files")
@@ -89,6 +93,19 @@ def unit(x: Array) -> Array:
 def _gelu(x: Array) -> Array:
     inner = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
     return np.asarray(np.float32(0.5) * x * (np.float32(1) + np.tanh(inner)), dtype=np.float32)
+
+
+def load_network(folder: str | Path) -> LvmNetwork | LinearNetwork:
+    """The network of a model folder, whichever architecture its manifest names.
+
+    Raises ArtifactError subclasses (exit 78).
+    """
+    folder = Path(folder)
+    manifest = check_folder(folder)
+    tensors = read_safetensors(folder / "model.safetensors")
+    if manifest["network"]["architecture"] == lvm_linear.ARCHITECTURE:
+        return LinearNetwork(manifest, tensors)
+    return LvmNetwork(manifest, tensors)
 
 
 class LvmNetwork:
@@ -163,9 +180,12 @@ class LvmNetwork:
         return x
 
     def _linear(self, name: str, x: Array) -> Array:
-        y = x @ self.tensors[f"{name}.weight"].T
-        bias = self.tensors.get(f"{name}.bias")
-        return np.asarray(y if bias is None else y + bias, dtype=np.float32)
+        weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+        # One product for all windows: NumPy would do one each, and prepare the weights every time.
+        y = x.reshape(-1, x.shape[-1]) @ weight.T
+        if bias is not None:
+            y += bias
+        return np.asarray(y.reshape(*x.shape[:-1], len(weight)), dtype=np.float32)
 
     def _norm(self, name: str, x: Array) -> Array:
         centred = x - x.mean(axis=-1, keepdims=True)

@@ -9,6 +9,9 @@ A copy costs about a hundredth of what evaluating the same tokens costs, but is 
 unless its conversation returns. So a state is saved only if at least ``worth_saving`` *prompt*
 tokens would be lost: the next turn of the same conversation loses the last reply's tokens and a
 short tail, another conversation's turn loses a whole history.
+
+With ``files``, the copies and the live sequence can also be put on disk (``plan``), and what an
+earlier process left there is known from the start and read when it is wanted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sidecars.state_files import StateFiles, Stored
 from sidecars.token_model import TokenModel
 
 WORTH_SAVING_TOKENS = 96
@@ -40,8 +44,12 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class _Saved:
     tokens: array[int]
     prompt_length: int
-    state: object
-    size: int
+    state: bytearray | Stored
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory: none while it is on disk."""
+        return 0 if isinstance(self.state, Stored) else len(self.state)
 
 
 class PrefixCache:
@@ -49,17 +57,28 @@ class PrefixCache:
 
     Args:
         budget_bytes: most memory for saved states; 0 saves none.
+        files: where states outlive the process; read here, once.
     """
 
     def __init__(
-        self, model: TokenModel, *, budget_bytes: int, worth_saving: int = WORTH_SAVING_TOKENS
+        self,
+        model: TokenModel,
+        *,
+        budget_bytes: int,
+        worth_saving: int = WORTH_SAVING_TOKENS,
+        files: StateFiles | None = None,
     ) -> None:
         self._model = model
         self._budget = budget_bytes
         self._worth_saving = worth_saving
         self._live: array[int] = array("i")
         self._prompt_length = 0
-        self._saved: list[_Saved] = []  # least recently used first
+        self._files = files
+        on_disk = [] if files is None else files.read_all()
+        # Least recently used first.
+        self._saved = [_Saved(one.tokens, one.prompt_length, one) for one in on_disk]
+        self._planned = [one.tokens for one in on_disk]
+        self.from_disk = 0
 
     @property
     def length(self) -> int:
@@ -115,6 +134,26 @@ class PrefixCache:
         self._live = array("i")
         self._prompt_length = 0
 
+    def worth_storing(self) -> bool:
+        """Whether a restart now would have to evaluate much that is not on disk."""
+        held = [(self._live, self._prompt_length)]
+        held += [(s.tokens, s.prompt_length) for s in self._saved]
+        return self._files is not None and any(
+            length - max((common_prefix(tokens, d) for d in self._planned), default=0)
+            >= self._worth_saving
+            for tokens, length in held
+        )
+
+    def plan(self) -> list[tuple[array[int], int, bytearray | Stored]]:
+        """What ``StateFiles.keep`` is to put on disk now; may be written in another thread."""
+        live = self._live
+        kept = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
+        states = [(s.tokens, s.prompt_length, s.state) for s in kept]
+        if self._prompt_length >= self._worth_saving:
+            states.append((array("i", live), self._prompt_length, self._model.snapshot()))
+        self._planned = [tokens for tokens, _, _ in states]
+        return states
+
     def _overlap(self, tokens: Sequence[int]) -> int:
         return common_prefix(self._live, array("i", tokens))
 
@@ -138,18 +177,21 @@ class PrefixCache:
         live = self._live
         self._saved = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
         self._make_room(size)
-        state = self._model.snapshot()
-        self._saved.append(_Saved(array("i", self._live), self._prompt_length, state, size))
+        self._saved.append(
+            _Saved(array("i", self._live), self._prompt_length, self._model.snapshot())
+        )
 
     def _make_room(self, size: int) -> None:
-        while self._saved and self.saved_bytes + size > self._budget:
-            self._saved.pop(0)
+        while self.saved_bytes + size > self._budget:
+            oldest = next((s for s in self._saved if s.size), None)
+            if oldest is None:
+                return
+            self._saved = [s for s in self._saved if s is not oldest]
 
     def _bring_back(self, saved: _Saved, overlap: int) -> int:
         self._saved = [other for other in self._saved if other is not saved]
-        if not self._model.restore(saved.state):
-            self._live = array("i")
-            self._prompt_length = 0
+        if not self._restore(saved.state):
+            self.clear()
             return 0
         self._live = array("i", saved.tokens)
         self._prompt_length = saved.prompt_length
@@ -157,3 +199,13 @@ class PrefixCache:
             self._make_room(saved.size)
             self._saved.append(saved)  # only its beginning is wanted now: its owner may return
         return overlap
+
+    def _restore(self, state: bytearray | Stored) -> bool:
+        if not isinstance(state, Stored):
+            return self._model.restore(state)
+        assert self._files is not None
+        found = self._files.use(state, self._model.restore)
+        self.from_disk += found
+        if not found:  # it is not on disk any more
+            self._planned = [tokens for tokens in self._planned if tokens is not state.tokens]
+        return found

@@ -61,6 +61,7 @@ class TokenModel(Protocol):
     """One loaded model with one live sequence of at most ``context_tokens``."""
 
     context_tokens: int
+    state_format: str  # states may be exchanged between processes in which this is the same
 
     def encode_chat(self, messages: ChatMessages, *, reply: bool) -> list[int]:
         """Tokens of a conversation in the model's own chat template.
@@ -107,11 +108,11 @@ class TokenModel(Protocol):
         """Size of a snapshot of the live sequence now."""
         ...
 
-    def snapshot(self) -> object:
+    def snapshot(self) -> bytearray:
         """A copy of the live sequence's cache."""
         ...
 
-    def restore(self, snapshot: object) -> bool:
+    def restore(self, snapshot: bytearray) -> bool:
         """Replace the live sequence. False: it failed, the sequence is empty."""
         ...
 

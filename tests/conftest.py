@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from brain.app import Limbic
 from brain.settings import Settings, load_settings
@@ -22,8 +22,8 @@ from tests.fakes.side_server import FakeSide
 # the tests send them on purpose.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Hypothesis would fail an example that takes 200 ms: a busy machine is not a defect.
-settings.register_profile("limbic", deadline=None)
+# Hypothesis would fail an example that takes 200 ms, and slow input: a busy machine is no defect.
+settings.register_profile("limbic", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("limbic")
 
 OpenLimbic = Callable[..., AbstractAsyncContextManager[Limbic]]

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from trainers.affect.head import measure, train
-from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
+from trainers.affect.head import measure, rowcache, train
+from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import decorrelation, masked_mean
-from trainers.affect.head.network import TAGS
+from trainers.affect.head.prepare import _some
+from trainers.affect.head.vectors import has_vectors, pooled_vectors
 
 EMOTIONS, FILM, INTENSITY = 28, 9, 5
 
@@ -47,6 +49,8 @@ def prepared(per_part: int = 12, **changes: Any) -> Prepared:
         "part": np.asarray([PARTS.index(p) for p in parts], np.uint8), "source": source,
         "weak": np.zeros(n, bool), "clean_pair": np.arange(n) % 2 == 0,
         "pair_axis": (np.arange(n) % 3).astype(np.int8), "digest": "synthetic",
+        # Three rows a document; the two sides of a pair, which are two parts, share a number.
+        "groups": (np.arange(n) % per_part // 3).astype(np.int32),
     }  # fmt: skip
     return Prepared(**{**fields, **changes})
 
@@ -111,12 +115,92 @@ def test_a_batch_is_padded_with_a_mask() -> None:
         assert mask[i].sum() == len(own) and not ids[i, len(own) :].any()
 
 
+def saved(data: Prepared, file: Path) -> Path:
+    fields = {k: getattr(data, k) for k in Prepared.__dataclass_fields__}
+    np.savez(file, **{**fields, "digest": np.array(data.digest)})
+    return file
+
+
+def test_a_set_that_an_older_prepare_wrote_is_refused_in_one_line(tmp_path: Path) -> None:
+    data = prepared()
+    fields = {k: getattr(data, k) for k in Prepared.__dataclass_fields__ if k != "groups"}
+    np.savez(tmp_path / "old.npz", **fields)
+    with pytest.raises(ValueError, match=r"old\.npz: lacks groups; run prepare again"):
+        Prepared.load(tmp_path / "old.npz")
+    (tmp_path / "torn.npz").write_bytes(saved(data, tmp_path / "new.npz").read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"torn\.npz: cannot be read"):
+        Prepared.load(tmp_path / "torn.npz")
+    assert Prepared.load(tmp_path / "new.npz").digest == "synthetic"
+
+
+def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
+    rows = [(part, source) for part, n in (("train", 60), ("dev", 20), ("test", 20), ("gold", 9))
+            for source in ("llm_label", "xed") for _ in range(n)]  # fmt: skip
+    table = pl.DataFrame(rows, schema=["part", "source"], orient="row")
+    counted = _some(table, 16, 0).group_by("part", "source").len().rows()
+    found = {(part, source): n for part, source, n in counted}
+    assert found["train", "llm_label"] == found["train", "xed"] == 16
+    assert found["dev", "xed"] == found["test", "xed"] == 4
+    assert found["dev", "llm_label"] == found["test", "llm_label"] == 20
+    assert found["gold", "llm_label"] == 9
+
+
+@pytest.mark.model
+def test_a_frozen_encoder_runs_once_a_row_and_never_for_another_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepared()
+    net = train.build(train.Recipe(mode="frozen"), None, {})
+    encoded: list[int] = []
+    whole = net.pooled
+    monkeypatch.setattr(net, "pooled", lambda *a: encoded.append(len(a[0])) or whole(*a))
+    rows = data.rows("train")
+    first = pooled_vectors(net, data, rows[:8], tmp_path)
+    assert sum(encoded) == 8
+    both = pooled_vectors(net, data, rows, tmp_path)
+    assert sum(encoded) == len(rows)
+    assert np.array_equal(first[rows[:8]], both[rows[:8]])
+    assert np.isnan(both[data.rows("gold")]).all()
+    exact = net.eval()(*(torch.as_tensor(a) for a in data.batch(rows))).embedding
+    assert np.allclose(both[rows], exact.detach().numpy(), atol=1e-5)
+    assert has_vectors(net, data, tmp_path)
+    with torch.no_grad():
+        net.body.words.weight[1500] += 0.5
+    assert not has_vectors(net, data, tmp_path)
+    assert not has_vectors(net, prepared(per_part=13), tmp_path)
+
+
+def test_a_cache_keeps_what_was_done_when_the_run_broke_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, rows, asked = prepared(), np.arange(20), []
+    monkeypatch.setattr(rowcache, "EVERY", 8)
+
+    def run(part: np.ndarray) -> dict[str, np.ndarray]:
+        if len(asked) == 2:
+            asked.append([])
+            raise KeyboardInterrupt
+        asked.append(part.tolist())
+        return {"x": part[:, None].astype(np.float32)}
+
+    def cache() -> rowcache.RowCache:
+        return rowcache.RowCache(tmp_path, "x", "a" * 64, data)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache().outputs(rows, run)
+    found = cache().outputs(rows, run)["x"][:, 0]
+    assert asked[0] + asked[1] + asked[3] == rows.tolist()
+    assert np.array_equal(found[:20], rows) and np.isnan(found[20:]).all()
+    path = cache().path
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:100])
+    assert len(cache().read()[0]) == 0
+
+
 @pytest.mark.model
 def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Path) -> None:
     data = prepared(per_part=96)
-    file = tmp_path / "set.npz"
-    fields = {k: getattr(data, k) for k in Prepared.__dataclass_fields__}
-    np.savez(file, **{**fields, "digest": np.array(data.digest)})
+    file = saved(data, tmp_path / "set.npz")
     options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
                "--mode", "frozen", "--teachers", "1", "--steps", "2", "--student-steps", "2",
                "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",

@@ -15,6 +15,7 @@ import pytest
 
 from brain.app import Limbic
 from brain.errors import LimbicError, StreamBroken
+from brain.remote import open_http
 from brain.settings import Settings, load_settings
 
 pytestmark = [
@@ -69,6 +70,24 @@ async def test_a_second_turn_reuses_the_prefilled_history(tmp_path: Path) -> Non
         record = await limbic.parts.store.load_session("alice", persona="companion", at=0.0)
         llm = (record.turns[-1].record or {})["llm"]
         assert llm["cached_tokens"] >= 0.6 * llm["prompt_tokens"]
+
+
+async def test_coming_back_reads_the_evaluated_history_from_disk(tmp_path: Path) -> None:
+    async with Limbic.open(settings_in(tmp_path)) as limbic:
+        await limbic.session("alice").say("My cat is called Moss and she is afraid of rain. " * 8)
+    assert len(list((tmp_path / "llm-states").glob("*.state"))) == 1
+    async with Limbic.open(settings_in(tmp_path)) as limbic, open_http() as http:
+        await limbic.session("alice").say("What is she afraid of?")
+        endpoint = limbic.supervisor.endpoint("llm")
+        async with http.get(endpoint.url + "/metrics", headers=endpoint.headers) as answer:
+            assert "limbic_llm_states_from_disk_total 1.0" in (await answer.text()).splitlines()
+
+
+async def test_no_states_are_kept_when_they_are_switched_off(tmp_path: Path) -> None:
+    environ = {"LIMBIC__PATHS__DATA": str(tmp_path), "LIMBIC__LLM__STATES_MB": "0"}
+    async with Limbic.open(load_settings(None, environ=environ)) as limbic:
+        await limbic.session("alice").say("My cat is called Moss and she is afraid of rain. " * 8)
+    assert not (tmp_path / "llm-states").exists()
 
 
 def test_a_killed_brain_leaves_no_process_and_loses_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.lvm_worlds import CycleRule, cycling_store, drifting_store
 from trainers.lvm.baselines import NAMES, fit_baselines
 from trainers.lvm.bootstrap import cluster_interval
-from trainers.lvm.errors import UnknownPredictor, VectorError
+from trainers.lvm.errors import TooFewWindows, UnknownPredictor, VectorError
 from trainers.lvm.fivecat import OFFSETS, offset_curve
 from trainers.lvm.retrieval import chance_mrr, document_ranks, pessimistic_ranks, pool_ranks
 from trainers.lvm.store import store_in_memory
@@ -155,3 +155,24 @@ def test_a_model_of_the_wrong_dimension_or_with_nan_is_refused() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownPredictor, match="copy-last"):
         validate("copylast", None, store_in_memory([np.eye(8)]))
+
+
+def test_the_baselines_can_be_fitted_on_a_store_of_their_own() -> None:
+    full = cycling_store()
+    alone = store_in_memory([full.vectors[d.start : d.stop] for d in full.documents], "valid")
+    with pytest.raises(TooFewWindows, match="train"):
+        validate("ridge", None, alone)
+    report = validate("ridge", None, alone, fit_store=full)
+    assert report["windows"] == len(alone.windows("valid"))
+    assert report["table"]["ridge"]["cosine"] > report["table"]["copy-last"]["cosine"]
+
+
+def test_references_with_local_scaling_are_shown_and_no_gate_counts_them() -> None:
+    store = drifting_store()
+    plain, shown = (validate("scalars", None, store, local_scaling=on) for on in (False, True))
+    assert set(shown["table"]) - set(plain["table"]) == {"copy-last, scaled", "scalars, scaled"}
+    over = shown["gates"]["retrieval"].pop("over_local_scaling")
+    assert shown["gates"] == plain["gates"]
+    best = max(shown["table"][n]["mrr"] for n in ("copy-last, scaled", "scalars, scaled"))
+    assert shown["table"][over["reference"]]["mrr"] == best
+    assert over["gain"][0] == pytest.approx(shown["table"]["► scalars"]["mrr"] - best, abs=2e-4)

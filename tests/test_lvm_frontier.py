@@ -11,6 +11,7 @@ from tests.fakes.lvm_worlds import CycleRule, cycling_store, drifting_store
 from trainers.lvm.errors import TooFewWindows
 from trainers.lvm.frontier import RANKER_PENALTY, Ranker, draw, frontier, render
 from trainers.lvm.retrieval import is_context
+from trainers.lvm.store import store_in_memory
 
 
 def test_tilting_away_from_last_raises_the_margin_and_costs_cosine() -> None:
@@ -73,3 +74,14 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
 def test_a_split_without_windows_is_said() -> None:
     with pytest.raises(TooFewWindows, match="other"):
         frontier(drifting_store(20), split="other")
+
+
+def test_baselines_and_ranker_can_be_fitted_on_another_store() -> None:
+    full = drifting_store()
+    rows = [full.vectors[d.start : d.stop] for d in full.documents if d.split == "valid"]
+    alone = store_in_memory(rows, "valid")
+    report, same = frontier(alone, fit_store=full), frontier(full)
+    assert report["windows"] == same["windows"]
+    for name, found in same["points"].items():
+        assert report["points"][name] == pytest.approx(found, abs=2e-3)
+    assert report["ranker"]["mrr"] == pytest.approx(same["ranker"]["mrr"], abs=5e-3)

@@ -40,6 +40,17 @@ def test_numpy_equals_torch_and_the_file_is_small(tmp_path):
     assert twin.predict(context.numpy()).dtype == np.float32
 
 
+def test_a_batch_gives_each_window_what_it_gets_alone(tmp_path):
+    net = trained_like()
+    export(tmp_path, net.state_dict(), net.shape, name="n", encoder_sha256="aa", measured={})
+    twin = LvmNetwork.load(tmp_path)
+    context, bank = unit(torch.randn(9, 5, 384)).numpy(), unit(torch.randn(20, 384)).numpy()
+    alone = [twin.predict(window[None])[0] for window in context]
+    assert np.abs(twin.predict(context) - np.stack(alone)).max() < 1e-6
+    scores = [twin.rank(window[None], bank)[0] for window in context]
+    assert np.abs(twin.rank(context, bank) - np.stack(scores)).max() < 1e-4
+
+
 def test_the_rank_head_starts_as_the_mean_of_the_context():
     torch.manual_seed(0)
     net = TwoHeads({"dim": 64, "vector": VECTOR_SHAPE, "rank": RANK_SHAPE}).eval()

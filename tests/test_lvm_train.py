@@ -15,7 +15,17 @@ import torch
 
 from brain.errors import ConfigError
 from sidecars.lvm_network import LvmNetwork
-from trainers.lvm import batches, compare, losses, measure, recipes, train_cli
+from trainers.lvm import (
+    batches,
+    compare,
+    guarded,
+    losses,
+    measure,
+    networks,
+    predictors,
+    recipes,
+    train_cli,
+)
 
 DIM = 32
 
@@ -223,25 +233,133 @@ def test_rollout_meets_the_true_future_and_sends_gradients_through_every_step():
 def test_the_shipped_recipes_are_valid():
     folder = Path(__file__).parents[1] / "config/lvm"
     names = {recipes.load(path).name for path in folder.glob("*.toml")}
-    assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles"}
+    assert names == {"v3", "p1", "p2", "p3", "p4", "ours-dialogue", "ours-articles", "compare"}
     p4 = recipes.load(folder / "p4.toml")
     assert [p4.terms(e, {})["roll"] for e in (1, 3, 4, 6, 7, 20)] == [0, 0, 0.05, 0.05, 0.1, 0.1]
     assert [p4.terms(e, {})["direction"] for e in (5, 6)] == [0, 0.002]
     assert [p4.terms(e, {})["future"] for e in (9, 10)] == [0, 0.002]
 
 
-def test_compare_puts_architectures_seeds_and_other_runs_into_one_table(tmp_path, recipe, capsys):
+SMALL = 'kind = "guarded"\nepochs = 1\nbatch = 64\n'
+
+
+def comparing(path: Path, store: Path, out: Path, *more: str) -> dict:
+    path.write_text(SMALL)
+    compare.run(options(path, store, out, *more))
+    return json.loads((out / "compare.json").read_text())
+
+
+def test_compare_puts_architectures_seeds_and_other_runs_into_one_table(tmp_path, recipe):
     store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
-    path.write_text('kind = "guarded"\nepochs = 1\nbatch = 64\n')
     train_cli.run(options(recipe, store, tmp_path / "ours"))
     both = ["--architecture", "amn", "--architecture", "gru", "--seeds", "2"]
-    more = ["--with", str(tmp_path / "ours/metrics.json")]
-    compare.run(options(path, store, tmp_path / "all", *both, *more))
-    rows = json.loads((tmp_path / "all/compare.json").read_text())
-    assert {row["name"]: row["seeds"] for row in rows} == {"amn": 2, "gru": 2, "small": 1}
-    mrr = [row["mrr"]["mean"] for row in rows]
+    more = ["--with", str(tmp_path / "ours/metrics.json"), "--model", str(tmp_path / "ours/model")]
+    rows = comparing(path, store, tmp_path / "all", *both, *more)["rows"]
+    assert [r["name"] for r in rows if r["baseline"]] == ["copy-last", "mean-5", "scalars", "ridge"]
+    found = {r["name"]: r for r in rows if not r["baseline"]}
+    assert {n: r["seeds"] for n, r in found.items()} == {
+        "amn": 2, "gru": 2, "small": 1, "small, vector head alone": 1,
+    }  # fmt: skip
+    mrr = [r["mrr"]["mean"] for r in rows if not r["baseline"]]
     assert mrr == sorted(mrr, reverse=True)
+    gru = found["gru"]["cosine"]
+    assert gru["mean"] == pytest.approx(np.mean(gru["each"])) and gru["spread"] > 0
+    assert gru["interval"][0] < gru["mean"] < gru["interval"][1]
     table = (tmp_path / "all/compare.md").read_text()
-    assert "copy-last" in table and "ridge" in table
+    assert all(row["name"] in table for row in rows)
     with pytest.raises(ConfigError, match="kind 'guarded'"):
         compare.run(options(recipe, store, tmp_path / "all"))
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "all/compare.png").stat().st_size > 1000
+
+
+def test_compare_measures_a_model_as_its_own_training_did(tmp_path, recipe):
+    store = write_store(tmp_path / "store")
+    train_cli.run(options(recipe, store, tmp_path / "ours"))
+    wanted = json.loads((tmp_path / "ours/metrics.json").read_text())["table"]
+    more = ["--architecture", "amn", "--seeds", "1", "--model", str(tmp_path / "ours/model")]
+    rows = comparing(tmp_path / "g.toml", store, tmp_path / "all", *more)["rows"]
+    found = {row["name"]: row for row in rows}
+    for mine, theirs in (("small", "ours"), ("small, vector head alone", "ours, vector head alone"),
+                         ("copy-last", "copy-last")):  # fmt: skip
+        for column in ("cosine", "mrr"):
+            assert found[mine][column]["mean"] == pytest.approx(wanted[theirs][column]["mean"],
+                                                                abs=2e-3), mine  # fmt: skip
+
+
+def test_no_run_of_a_comparison_sees_what_the_table_is_measured_on(tmp_path, monkeypatch):
+    store, seen = write_store(tmp_path / "store", documents=60), []
+    train = guarded.train
+
+    def spy(recipe, corpus, valid, out, **more):
+        seen.extend([corpus, valid])
+        return train(recipe, corpus, valid, out, **more)
+
+    monkeypatch.setattr(guarded, "train", spy)
+    more = ["--architecture", "amn", "--seeds", "1"]
+    sizes = comparing(tmp_path / "g.toml", store, tmp_path / "all", *more)["sizes"]
+    measured = batches.load_corpus([store], "valid", "cpu")
+    parts = [{row.tobytes() for row in c.vectors.numpy()} for c in (*seen, measured)]
+    assert all(not a & b for i, a in enumerate(parts) for b in parts[:i])
+    assert sizes["train"]["documents"] + sizes["held"]["documents"] == 45
+    assert sizes["held"]["documents"] == 4
+
+
+def test_a_stopped_comparison_goes_on_and_another_one_does_not_mix_with_it(tmp_path):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    more = ["--architecture", "amn", "--architecture", "lstm", "--seeds", "1", "--epochs", "2"]
+    whole = comparing(path, store, tmp_path / "a", *more)
+    comparing(path, store, tmp_path / "b", "--architecture", "amn", "--seeds", "1", "--epochs", "2")
+    weights = tmp_path / "b/amn-0/model.safetensors"
+    state = (tmp_path / "b/amn-0/last.pt").read_bytes()
+    weights.unlink()  # as if killed before the end of the run
+    measured = dict(np.load(tmp_path / "b/amn-0/measured.npz"))
+    again = comparing(path, store, tmp_path / "b", *more)
+    assert (tmp_path / "b/amn-0/last.pt").read_bytes() == state
+    means = [{r["name"]: r["cosine"]["mean"] for r in x["rows"]} for x in (whole, again)]
+    assert means[0] == means[1]
+    measured["cosine"] = measured["cosine"] + 1  # what is kept is what is read, for these weights
+    np.savez(tmp_path / "b/amn-0/measured.npz", **measured)
+    rows = {r["name"]: r for r in comparing(path, store, tmp_path / "b", *more)["rows"]}
+    assert rows["amn"]["cosine"]["mean"] == pytest.approx(means[0]["amn"] + 1, abs=1e-6)
+    np.savez(tmp_path / "b/amn-0/measured.npz", **measured | {"key": np.array("of others")})
+    rows = {r["name"]: r for r in comparing(path, store, tmp_path / "b", *more)["rows"]}
+    assert rows["amn"]["cosine"]["mean"] == pytest.approx(means[0]["amn"], abs=1e-6)
+    with pytest.raises(ConfigError, match="epochs"):
+        comparing(path, store, tmp_path / "b", *more[:-1], "3")
+
+
+def test_one_size_for_all_architectures(tmp_path):
+    for name in predictors.ARCHITECTURES:
+        size = networks.count_parameters(predictors.build(name, 384, parameters=1_000_000))
+        assert 930_000 < size <= 1_000_000, name
+    with pytest.raises(ConfigError, match="too few"):
+        predictors.build("gru", 384, parameters=1000)
+
+
+def test_epochs_are_chosen_on_training_documents_that_are_neither_trained_on_nor_reported(
+    tmp_path, recipe
+):
+    store = write_store(tmp_path / "store", documents=60)
+    corpus, dev = batches.load_parts([store], "train", "cpu", None, 0.3)
+    every = batches.load_corpus([store], "train", "cpu")
+    assert len(corpus.starts) + len(dev.starts) == len(every.starts)
+    assert 0 < len(dev.starts) < len(corpus.starts)
+    recipe.write_text("dev_share = 0.3\ntoward_scalars = true\n" + RECIPE)
+    train_cli.run(options(recipe, store, tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["train_windows"] == len(corpus.targets)
+    valid = batches.load_corpus([store], "valid", "cpu")
+    assert metrics["valid_windows"] == len(valid.targets)
+    copied = (valid.context(valid.targets)[:, -1] * valid.vectors[valid.targets]).sum(-1).mean()
+    assert metrics["table"]["copy-last"]["cosine"]["mean"] == pytest.approx(float(copied), abs=1e-3)
+
+
+def test_a_ridge_toward_the_scalars_is_them_when_strong_and_the_plain_one_when_weak(tmp_path):
+    corpus = batches.load_corpus([write_store(tmp_path / "s", documents=80)], "train", "cpu")
+    scalars = measure.fit_scalars(corpus)
+    weak, strong = measure.ridges(corpus, (1e-6, 1e6), toward=scalars)
+    assert torch.allclose(weak, measure.fit_linear(corpus, 1e-6), atol=1e-3)
+    context = corpus.context(corpus.targets)
+    table = measure.baselines(scalars, strong)
+    assert torch.allclose(table["ridge"](context), table["scalars"](context), atol=1e-3)

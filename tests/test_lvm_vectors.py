@@ -95,6 +95,18 @@ def test_a_repeat_in_a_document_is_left_out_of_the_store(tmp_path: Path) -> None
     assert store.manifest["near_copies"] == 1
 
 
+def test_one_split_alone_holds_what_the_whole_store_holds_of_it(tmp_path: Path) -> None:
+    records = [*dialogues(), {"doc": "x", "split": "valid", "turns": ["amber number 1", "novel"]}]
+    write(tmp_path, records)
+    once = corpus(unique="corpus")  # a text of an earlier training document counts as seen
+    whole = build_store("c", once, tmp_path, tmp_path / "whole", HashEncoder())
+    part = build_store("c", once, tmp_path, tmp_path / "part", HashEncoder(), split="valid")
+    assert {d.id for d in part.documents} == {"d0", "d3", "x"}
+    rows = [whole.vectors[d.start : d.stop] for d in whole.documents if d.split == "valid"]
+    assert np.array_equal(part.vectors, np.concatenate(rows))
+    assert len(part.vectors) == 17
+
+
 def test_an_interrupted_build_leaves_no_store_and_goes_on_where_it_was(tmp_path: Path) -> None:
     write(tmp_path, dialogues())
     out = tmp_path / "out"

@@ -1,401 +1,228 @@
-"""``limbic monitor``: what it draws, what it survives; in a real terminal too."""
+"""``limbic monitor`` against brains that are missing, wrong, slow or restarted, and into pipes."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import orjson
-import pexpect
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.console import Console
 
-from brain.cli import cli
-from brain.cli.monitor import Watch, feeling, rows_of
-from brain.logtail import MAX_LINE, LogTail
+from brain.cli import cli, run_command
+from brain.cli import monitor as monitor_module
+from brain.cli.monitor import Watch
+from tests.fakes.snapshot_server import answering
+from tests.test_monitor_view import FULL
 
-SNAPSHOT: dict[str, Any] = {
-    "status": "ok",
-    "affect": {
-        "last": {"turn_id": "t1", "valence": -0.6, "intimacy": 0.7, "tension": 0.5,
-                 "tags": ["hostile_intimacy"], "late": True},
-        "latency_ms": {"p50": 9.0, "p95": 14.0}, "on_time": 3, "late": 1, "missed": 0,
-    },
-    "foresight": {"surprise": 0.8, "on_time": 2, "late": 0, "missed": 0, "latency_ms": {}},
-    "hormones": {"cortisol": 0.61},
-    "sidecars": {"cahm": {"state": "degraded", "reason": "restarting"}},
-    "recent": [{"turn_id": "t1", "reasoning": "tension: “liar” +0.40"}],
-}  # fmt: skip
+BOXES = re.compile(r"[\u2500-\u259f\x1b]")
+NOBODY = "http://127.0.0.1:1"
 
 
-def drawn(watch: Watch, *, width: int = 90) -> str:
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(watch.frame(height=40))
-    return console.export_text()
+def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command with its output in a pipe."""
+    return subprocess.run(
+        [sys.executable, "-m", "brain", "monitor", *args], capture_output=True, text=True,
+        env={**os.environ, **env}, timeout=60, check=False,
+    )  # fmt: skip
 
 
-def watch_on(tmp_path: Path) -> Watch:
-    return Watch("http://127.0.0.1:1", "", LogTail(tmp_path / "log"))
+def end_of_turn(turn_id: str, second: int, **more: Any) -> str:
+    record = {"time": f"2026-01-01T13:00:{second:02}.000Z", "event": "turn", "turn_id": turn_id,
+              "status": "done", "sides": {}, "timings": {}, **more}  # fmt: skip
+    return orjson.dumps(record).decode() + "\n"
 
 
-def test_both_sections_are_drawn(tmp_path: Path) -> None:
-    watch = watch_on(tmp_path)
-    watch.snapshot, watch.problem = SNAPSHOT, ""
-    text = drawn(watch)
-    for words in ("valence", "-0.60", "distressed, close", "hostile_intimacy (late)", "p95 14 ms",
-                  "surprise", "cortisol", "0.61", "restarting", "“liar” +0.40"):  # fmt: skip
-        assert words in text
+async def looked(watch: Watch) -> str:
+    """One look; the problem it found."""
+    async with aiohttp.ClientSession() as http:
+        await watch.look(http)
+    return watch.problem
 
 
-def test_hostile_text_does_not_act_on_the_terminal(tmp_path: Path) -> None:
-    watch = watch_on(tmp_path)
-    watch.snapshot = {"recent": [{"turn_id": "t", "reasoning": "\x1b[2Jgone [bold]x[/bold]"}]}
-    text = drawn(watch, width=40)
-    assert "\x1b" not in text
-    assert "[bold]x[/bold]" in text
+def test_once_into_a_pipe_is_plain_lines(tmp_path: Path) -> None:
+    with answering(FULL) as brain:
+        done = run("--once", "--url", brain.url, "--logs", str(tmp_path), FORCE_COLOR="1")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "valence    -0.60\n" in done.stdout
+    assert "RemoteTimeout: the llm sent no first token in 30 s\n" in done.stdout
+    assert not BOXES.search(done.stdout)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=2)
-            | st.dictionaries(
-                st.sampled_from(
-                    ["affect", "last", "hormones", "valence", "tags", "sidecars", "late"]
-                ),
-                inner,
-                max_size=3,
-            )
-        ),
-        max_leaves=12,
-    )
-)
-def test_no_snapshot_however_odd_breaks_the_frame(value: Any) -> None:
-    rows = rows_of(value if isinstance(value, dict) else {"affect": value})
-    assert all(len(row) == 3 for row in rows)
-
-
-def test_a_feeling_has_a_word() -> None:
-    assert feeling({"valence": -0.5, "tension": -0.5}) == "numb"
-    assert feeling({"valence": 0.5, "intimacy": -0.4}) == "pleased, distant"
-    assert feeling({}) == "even"
-
-
-def test_a_tail_survives_rotation_truncation_and_deletion(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    tail = LogTail(path)
-    assert tail.read() == []
-    path.write_bytes(b"one\ntw")
-    assert tail.read() == ["one"]
-    with path.open("ab") as log:
-        log.write(b"o\nlast words\n")
-    path.rename(tmp_path / "log.1")
-    path.write_bytes(b"new file\n")
-    assert tail.read() == ["two", "last words", "new file"]
-    path.write_bytes(b"\xff\n")
-    assert tail.read() == ["\ufffd"]
-    path.unlink()
-    assert tail.read() == []
-    path.write_bytes(b"back\n")
-    assert tail.read() == ["back"]
-    tail.close()
-
-
-def test_a_tail_begins_near_the_end_and_follows_no_link(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"".join(b"line %d\n" % i for i in range(1000)))
-    assert LogTail(path, backlog=30).read() == ["line 997", "line 998", "line 999"]
-    link = tmp_path / "link"
-    link.symlink_to(path)
-    assert LogTail(link).read() == []
-
-
-def test_a_pipe_or_a_folder_is_not_a_log(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    assert LogTail(pipe).read() == []
-    assert LogTail(tmp_path).read() == []
-
-
-def test_the_newest_line_is_seen_however_long_the_others_are(tmp_path: Path) -> None:
-    watch = watch_on(tmp_path)
-    watch.lines.extend(["old " * 60] * 30 + ["the newest"])
-    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(watch.frame(height=24, width=60))
-    lines = console.export_text().splitlines()
-    assert len(lines) <= 24
-    assert "the newest" in "\n".join(lines)
-
-
-def test_events_of_the_log_are_shown_and_routine_ones_are_not(tmp_path: Path) -> None:
-    rows = [
-        {"event": "turn", "time": "2026-01-01T12:00:00.000Z"},
-        {"event": "sidecar_ended", "time": "2026-01-01T12:30:01.000Z", "name": "cahm", "code": -9},
-        {"event": "breaker_opened", "time": "2026-01-01T12:30:02.000Z", "remote": "llm"},
-    ]
-    (tmp_path / "events").write_bytes(
-        b"not json\n" + b"".join(orjson.dumps(r) + b"\n" for r in rows)
-    )
-    watch = Watch("http://127.0.0.1:1", "", LogTail(tmp_path / "log"), LogTail(tmp_path / "events"))
-    watch.read_logs()
-    assert list(watch.lines) == ["12:30:01 sidecar_ended name cahm code -9",
-                                 "12:30:02 breaker_opened remote llm"]  # fmt: skip
-
-
-def test_a_file_larger_than_one_read_is_not_cut_at_rotation(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("first\n")
-    tail = LogTail(path)
-    assert tail.read() == ["first"]
-    with path.open("a") as file:
-        file.writelines(f"line {n} {'x' * 1000}\n" for n in range(3000))  # about 3 MB
-    path.rename(tmp_path / "log.1")
-    path.write_text("of the new file\n")
-    found = tail.read()
-    assert len(found) == 3001
-    assert found[-2].startswith("line 2999") and found[-1] == "of the new file"
-
-
-def test_a_line_without_end_is_bounded_and_marked(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_text("")
-    tail = LogTail(path)
-    tail.read()
-    with path.open("ab") as file:
-        for _ in range(20):
-            file.write(b"x" * MAX_LINE)
-            file.flush()
-            tail.read()
-        assert len(tail._partial) <= MAX_LINE
-        file.write(b"end of it\nthe next\n")
-    assert tail.read() == ["the next"]
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("write"), st.text("abc\n", max_size=12)),
-            st.tuples(st.just("rotate"), st.just("")),
-            st.tuples(st.just("read"), st.just("")),
-        ),
-        max_size=30,
-    )
-)
-def test_every_whole_line_is_given_once_in_order(steps: list[tuple[str, str]]) -> None:
-    """Whatever is written in whatever pieces, where it is looked at before each rotation."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, old = Path(folder) / "log", Path(folder) / "log.1"
-        path.write_text("")
-        tail, expected, found, held = LogTail(path), [], [], ""
-        found += tail.read()
-        for what, text in steps:
-            if what == "write":
-                with path.open("a") as file:
-                    file.write(text)
-                *whole, held = (held + text).split("\n")
-                expected += [line for line in whole if line]
-            elif what == "rotate":
-                found += tail.read()
-                path.rename(old)
-                path.write_text("")
-                held = ""
-            else:
-                found += tail.read()
-        found += tail.read()
-        assert found == expected
-
-
-def test_a_narrow_terminal_is_not_overrun(tmp_path: Path) -> None:
-    watch = watch_on(tmp_path)
-    watch.snapshot, watch.problem = SNAPSHOT, ""
-    for width in (20, 40, 200):
-        console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-        console.print(watch.frame(height=40, width=width))
-        assert max(map(len, console.export_text().splitlines())) <= width
-
-
-def test_a_refused_token_says_which_option_to_use(tmp_path: Path) -> None:
-    with answering(401) as url:
-        answer = CliRunner().invoke(
-            cli, ["monitor", "--once", "--url", url, "--logs", str(tmp_path)]
+def test_once_prints_the_snapshot_as_json(tmp_path: Path) -> None:
+    with answering(FULL) as brain:
+        brain.in_pieces = True
+        done = CliRunner().invoke(
+            cli, ["monitor", "--once", "--json", "--url", brain.url, "--logs", str(tmp_path)]
         )
-    assert answer.exit_code == 1
-    assert "--token-env" in str(answer.exception)
+    assert done.exit_code == 0
+    assert orjson.loads(done.output) == FULL
+
+
+def test_once_and_nobody_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    done = run("--once", "--url", NOBODY, "--logs", str(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        f"limbic: no brain at {NOBODY}: Connection refused; start one with: limbic serve\n"
+    )
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8765", "ftp://here", "http://", "http://a:99999", ""])
+def test_an_address_that_is_none_is_a_usage_error(url: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(cli, "limbic", ["monitor", "--once", "--url", url])
+    assert caught.value.code == 2
 
 
 def test_the_token_of_the_named_variable_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "s3cret")
-    seen: list[str] = []
-    with answering(200, seen) as url:
-        answer = CliRunner().invoke(cli, ["monitor", "--once", "--json", "--token-env", "MY_TOKEN",
-                                          "--url", url, "--logs", str(tmp_path)])  # fmt: skip
-    assert answer.exit_code == 0
-    assert seen == ["Bearer s3cret"]
+    with answering(FULL) as brain:
+        done = CliRunner().invoke(cli, ["monitor", "--once", "--json", "--token-env", "MY_TOKEN",
+                                        "--url", brain.url, "--logs", str(tmp_path)])  # fmt: skip
+    assert done.exit_code == 0
+    assert brain.tokens == ["Bearer s3cret"]
 
 
-@contextmanager
-def answering(status: int, seen: list[str] | None = None) -> Iterator[str]:
-    """A server that gives the snapshot, or only a status."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if seen is not None:
-                seen.append(self.headers.get("Authorization", ""))
-            body = orjson.dumps(SNAPSHOT if status == 200 else {})
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{found.server_port}"
-        finally:
-            found.shutdown()
-
-
-def monitor_process(*args: str, **env: str) -> Any:
-    return pexpect.spawn(
-        sys.executable, ["-m", "brain", "monitor", "--every", "0.1", *args],
-        dimensions=(40, 100), timeout=30, encoding="utf-8", env={**os.environ, **env},
-    )  # fmt: skip
-
-
-def test_it_goes_on_with_a_brain_that_comes_back(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    child = monitor_process("--logs", str(tmp_path), "--url", f"http://127.0.0.1:{port}")
-    child.expect("no brain at")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(orjson.dumps(SNAPSHOT))
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    HTTPServer.allow_reuse_address = True
-    with HTTPServer(("127.0.0.1", port), Handler) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        child.expect("hostile_intimacy")
-        child.sendintr()
-        child.expect(pexpect.EOF)
-        found.shutdown()
-    child.close()
-    assert child.exitstatus == 0
-
-
-@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
-def test_dumb_terminals_get_plain_blocks_and_no_color_gets_no_colour(
-    tmp_path: Path, env: dict[str, str]
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, {"error": {"message": "send Authorization"}}, "401: send Authorization; it wants a"),
+        (400, {"error": {"message": "host x is not\x1b served"}}, "400: host x is not\\x1b served"),
+        (500, b"<html>", "answered 500"),
+        (302, b"", "answered 302"),
+        (404, {"error": "gone"}, "is this a limbic serve?"),
+        (200, b'{"affect": ', "not JSON"),
+        (200, b"\xff\xfe", "not JSON"),
+        (200, [1], "not a snapshot"),
+        (200, b"", "not JSON"),
+    ],
+)
+async def test_a_wrong_answer_is_told_and_what_was_known_stays(
+    status: int, body: Any, words: str
 ) -> None:
-    with answering(200) as url:
-        child = monitor_process("--logs", str(tmp_path), "--url", url, **env)
-        child.expect("hostile_intimacy")
-        seen = child.before
-        child.sendintr()
-        child.expect(pexpect.EOF)
-        child.close()
-    if env.get("TERM") == "dumb":
-        assert "\x1b" not in seen
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", seen)
+    with answering(FULL) as brain:
+        watch = Watch(brain.url)
+        assert await looked(watch) == ""
+        brain.status, brain.body = status, body
+        assert words in await looked(watch)
+        assert watch.snapshot == FULL
+        brain.status, brain.body = 200, FULL
+        assert await looked(watch) == ""
 
 
-def test_in_a_pipe_it_prints_plain_blocks(tmp_path: Path) -> None:
-    with answering(200) as url:
+async def test_a_brain_that_never_answers_is_given_up_and_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(monitor_module, "ASK_S", 0.05)
+    with answering(FULL) as brain:
+        brain.hold.clear()
+        watch = Watch(brain.url)
+        assert "no answer within" in await looked(watch)
+        brain.hold.set()
+        monkeypatch.undo()
+        assert await looked(watch) == ""
+
+
+async def test_counters_that_begin_again_are_another_brain(tmp_path: Path) -> None:
+    with answering(FULL) as brain:
+        watch = Watch(brain.url, logs=tmp_path)
+        await looked(watch)
+        brain.body = FULL | {"uptime_s": 1.0, "turns": {"done": 1}, "recent": []}
+        await looked(watch)
+    told = list(watch.feed.fresh())
+    assert told[-1] == "12:31:00 brain restarted" and "RemoteTimeout" in "\n".join(told)
+    assert watch.best()["turns"] == {"done": 1}
+
+
+async def test_a_log_folder_that_comes_later_is_read(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    watch = Watch(NOBODY, logs=logs)
+    watch.read_logs()
+    assert str(logs) in watch.empty()
+    logs.mkdir()
+    (logs / "turns.jsonl").write_text(end_of_turn("late-log", 1))
+    watch.read_logs()
+    assert "late-log" in "\n".join(watch.feed.fresh())
+
+
+async def test_what_the_logs_know_is_shown_while_nobody_answers(tmp_path: Path) -> None:
+    levels = {"hormones_after": {"cortisol": 0.77}}
+    with answering(FULL) as brain:
+        watch = Watch(brain.url, logs=tmp_path)
+        await looked(watch)
+        (tmp_path / "turns.jsonl").write_text(end_of_turn("x", 1, **levels))
+        watch.read_logs()
+        assert watch.best() is watch.snapshot
+    assert "no brain" in await looked(watch)
+    assert watch.best()["hormones"] == {"cortisol": 0.77}
+
+
+async def test_a_rotated_log_is_read_on_and_a_gap_in_it_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "turns.jsonl"
+    log.write_text(end_of_turn("first", 1))
+    watch = Watch(NOBODY, logs=tmp_path)
+    watch.read_logs()
+    for number in (2, 3, 4):
+        for old in range(number - 2, 0, -1):
+            log.with_name(f"{log.name}.{old}").rename(log.with_name(f"{log.name}.{old + 1}"))
+        log.rename(log.with_name(f"{log.name}.1"))
+        log.write_text(end_of_turn(f"turn {number}", number))
+    log.with_name(f"{log.name}.1").unlink()
+    watch.read_logs()
+    told = "\n".join(watch.feed.fresh())
+    assert "first" in told and "turn 2" in told and "turn 4" in told
+    assert "1 rotated file of turns.jsonl gone" in told
+
+
+def test_a_remote_brain_is_not_mixed_with_the_logs_of_this_machine() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[Any] = []
+        patch.setattr(monitor_module, "Watch", lambda *args: seen.append(args) or Watch(*args))
+        for url in ("http://[::1]:1", "http://brain.invalid:1"):
+            CliRunner().invoke(cli, ["monitor", "--once", "--url", url])
+    assert [args[2] is None for args in seen] == [False, True]
+
+
+def test_in_a_pipe_changes_are_plain_lines_and_none_comes_twice(tmp_path: Path) -> None:
+    (tmp_path / "turns.jsonl").write_text(end_of_turn("one", 1))
+    with answering(FULL) as brain:
         child = subprocess.Popen(
             [sys.executable, "-m", "brain", "monitor", "--every", "0.1", "--logs", str(tmp_path),
-             "--url", url], stdout=subprocess.PIPE, text=True,
+             "--url", brain.url], stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert child.stdout is not None
-        line = child.stdout.readline()
+        lines = [""]
+        while "13:00:01 one" not in lines[-1]:
+            lines.append(child.stdout.readline())
+        with (tmp_path / "turns.jsonl").open("a") as log:
+            log.write(end_of_turn("two", 2))
+        while "13:00:02 two" not in lines[-1]:
+            lines.append(child.stdout.readline())
         child.send_signal(signal.SIGTERM)
-        child.communicate(timeout=30)
-    assert line.startswith("valence") and "\x1b" not in line
-    assert child.returncode == 0
+        rest, _ = child.communicate(timeout=30)
+    text = "".join(lines) + rest
+    assert child.returncode == 0 and not BOXES.search(text)
+    assert text.count("13:00:01 one no scores") == 1 and text.count("RemoteTimeout") == 1
 
 
-def test_nobody_there_is_one_line_and_exit_1(tmp_path: Path) -> None:
-    from brain.cli import run_command
-
-    with pytest.raises(SystemExit) as caught:
-        run_command(cli, "limbic", ["monitor", "--once", "--url", "http://127.0.0.1:1",
-                                    "--logs", str(tmp_path)])  # fmt: skip
-    assert caught.value.code == 1
-
-
-@pytest.fixture
-def server() -> Iterator[HTTPServer]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = orjson.dumps(SNAPSHOT)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[:40])
-            self.wfile.flush()
-            threading.Event().wait(0.05)  # the rest comes in another packet
-            self.wfile.write(body[40:])
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    found = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
-
-
-def test_once_prints_the_snapshot_as_json(server: HTTPServer, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{server.server_port}"
-    answer = CliRunner().invoke(
-        cli, ["monitor", "--once", "--json", "--url", url, "--logs", str(tmp_path)]
-    )
-    assert answer.exit_code == 0
-    assert orjson.loads(answer.output) == SNAPSHOT
-
-
-def test_in_a_terminal_it_outlives_its_brain_and_ends_on_ctrl_c(
-    server: HTTPServer, tmp_path: Path
-) -> None:
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "brain", "monitor", "--every", "0.1", "--logs", str(tmp_path),
-         "--url", f"http://127.0.0.1:{server.server_port}"],
-        dimensions=(40, 100), timeout=30, encoding="utf-8",
-    )  # fmt: skip
-    child.expect("hostile_intimacy")
-    (tmp_path / "affect_head_readable.log").write_text("a reason from the log\n")
-    child.expect("a reason from the log")
-    server.shutdown()
-    server.server_close()
-    child.expect("no brain at")
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+def test_a_pipe_whose_reader_left_ends_it_quietly(tmp_path: Path) -> None:
+    with answering(FULL) as brain:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "brain", "monitor", "--every", "0.1", "--logs", str(tmp_path),
+             "--url", brain.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert child.stdout is not None and child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        brain.body = FULL | {"turns": {"done": 99}}  # something to print
+        error = child.stderr.read()
+        assert child.wait(timeout=30) == 0 and error == ""
+        child.stderr.close()

@@ -17,7 +17,7 @@ from brain.errors import EXIT_CONFIG, ConfigError
 from brain.schema import Embeddings, Prediction, parse_wire
 from sidecars.launch import _parser
 from sidecars.lvm import WEIGHTS, LvmService
-from sidecars.lvm_network import LvmNetwork
+from sidecars.lvm_network import load_network
 from sidecars.onnx_text import TextModel
 from sidecars.serve import ServeOptions, SidecarServer
 
@@ -120,9 +120,36 @@ def test_a_predictor_made_for_another_encoder_is_refused(tmp_path: Path) -> None
     assert caught.value.exit_code == EXIT_CONFIG
 
 
-def test_the_shipped_model_fits_the_shipped_encoder() -> None:
-    network = LvmNetwork.load(WEIGHTS / "lvm_dialogue")
+@pytest.mark.parametrize("name", ["lvm_dialogue", "lvm_articles"])
+def test_a_shipped_model_fits_the_shipped_encoder(name: str) -> None:
+    network = load_network(WEIGHTS / name)
     assert network.manifest["encoder_sha256"] == TextModel.load(WEIGHTS / "minilm").sha256
+
+
+async def test_the_article_model_serves_when_it_is_named_and_knows_what_comes_next() -> None:
+    told = [
+        "The river rises in the hills north of the town.",
+        "It runs south for forty kilometres through farmland.",
+        "Two weirs were built on it in the nineteenth century.",
+        "Barges carried grain down the river to the port.",
+        "The port lost most of its trade when the railway opened.",
+    ]
+    candidates = [
+        "Freight trains then took the grain that barges had carried.",
+        "The singer released her second album in the spring.",
+        "An enzyme is a protein that speeds up a reaction.",
+    ]
+    async with served("--model", "lvm_articles") as (http, url):
+        vectors = orjson.loads((await post(http, f"{url}/encode", {"texts": told + candidates}))[1])
+        context, others = vectors["embeddings"][:5], vectors["embeddings"][5:]
+        asked = {"context_vectors": context, "candidates": others}
+        status, ranked = await post(http, f"{url}/rank", asked)
+        _, foreseen = await post(http, f"{url}/infer", {"context_vectors": context})
+    scores = orjson.loads(ranked)["scores"]
+    assert status == 200 and scores.index(max(scores)) == 0
+    answer = orjson.loads(foreseen)
+    assert answer["model"].startswith("ours-articles")
+    assert np.argmax(np.asarray(others) @ answer["predicted_vector"]) == 0
 
 
 def test_texts_are_encoded_alike_alone_and_in_company() -> None:

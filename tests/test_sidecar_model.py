@@ -5,15 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from brain.errors import ArtifactCorrupt
 from sidecars.artifacts import Artifact, resolve
-from sidecars.chat_engine import ChatEngine, Failed, Finished, Prefilled, Text, completion, prefill
+from sidecars.chat_engine import (
+    ChatEngine,
+    Failed,
+    Finished,
+    Prefilled,
+    Started,
+    Text,
+    completion,
+    prefill,
+)
 from sidecars.llm import DEFAULT_MODEL
 from sidecars.process import limit_openmp_spinning
 from sidecars.service import LoadCancelled
+from sidecars.state_files import StateFiles
 from sidecars.token_model import Sampling
 from tests.test_sidecar_engine import Client
 
@@ -109,6 +120,34 @@ def test_alternating_conversations_come_back_from_memory_unharmed(
     assert (turn(0)[0], turn(1)[0]) == first
     assert engine.counts.cached_tokens - before >= 2 * 150
     assert engine.saved_bytes > 0
+
+
+def test_a_state_from_disk_gives_the_reply_of_the_process_that_wrote_it(
+    model: LlamaModel, artifact: Artifact, tmp_path: Path
+) -> None:
+    history = [{"role": "user", "content": "Where is the sea? " * 30}]
+    prompt = model.encode_chat(history, reply=True)
+
+    def one_process(loaded: LlamaModel) -> tuple[str, Started]:
+        files = StateFiles(tmp_path, owner=loaded.state_format, budget_bytes=64 * 1024 * 1024)
+        running, client = ChatEngine(loaded, files=files), Client()
+        running.start()
+        running.submit(completion(prompt, client.put, max_tokens=12, sampling=GREEDY))
+        events = client.end()
+        assert running.close(60)
+        started = events[0]
+        assert isinstance(started, Started)
+        return "".join(e.text for e in events if isinstance(e, Text)), started
+
+    model.truncate(0)
+    first, fresh = one_process(model)
+    other = LlamaModel(artifact, LlamaOptions(context_tokens=2048, threads=1))
+    try:
+        again, restored = one_process(other)
+    finally:
+        other.close()
+    assert again == first
+    assert fresh.cached == 0 and restored.cached == len(prompt) - 1
 
 
 def test_a_prefilled_head_is_a_true_prefix_of_the_full_prompt(model: LlamaModel) -> None:

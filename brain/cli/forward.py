@@ -85,6 +85,13 @@ def train_affect(arguments: tuple[str, ...]) -> None:
     run_module("trainers.affect.head.train", list(arguments))
 
 
+@train.command("affect-generative", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train_affect_generative(arguments: tuple[str, ...]) -> None:
+    """A chat model that writes affect: see ``trainers.affect.generative.train``."""
+    run_module("trainers.affect.generative.train", list(arguments))
+
+
 @click.group(epilog="Example: limbic export affect --help")
 def export() -> None:
     """Trained weights to what the sidecars serve; needs the ``train`` extra."""
@@ -95,3 +102,17 @@ def export() -> None:
 def export_affect(arguments: tuple[str, ...]) -> None:
     """The affect head: see ``trainers.affect.head.export``."""
     run_module("trainers.affect.head.export", list(arguments))
+
+
+@export.command("affect-report", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export_affect_report(arguments: tuple[str, ...]) -> None:
+    """The served affect head's figures and pictures: see ``trainers.affect.head.report``."""
+    run_module("trainers.affect.head.report", list(arguments))
+
+
+@export.command("affect-generative", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export_affect_generative(arguments: tuple[str, ...]) -> None:
+    """The generative affect head to GGUF: see ``trainers.affect.generative.export``."""
+    run_module("trainers.affect.generative.export", list(arguments))

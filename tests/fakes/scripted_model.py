@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sidecars.token_model import ChatMessages, EngineFailure, Sampling
 
 END = 256
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class ScriptedModel:
@@ -27,12 +26,14 @@ class ScriptedModel:
         can_truncate: bool = True,
     ) -> None:
         self.context_tokens = context_tokens
+        self.state_format = "scripted"
         self.live: list[int] = []
         self.steps: list[tuple[int, int]] = []
         self.restored = 0
         self.interruptions = 0
         self.samplings: list[Sampling] = []
         self.closed = False
+        self.refuses_states = False
         self.fail_on: int | None = None
         self._reply = reply
         self._can_truncate = can_truncate
@@ -128,12 +129,17 @@ class ScriptedModel:
     def snapshot_bytes(self) -> int:
         return 10 * len(self.live)
 
-    def snapshot(self) -> object:
-        return list(self.live)
+    def snapshot(self) -> bytearray:
+        return bytearray(b"".join(token.to_bytes(10, "little") for token in self.live))
 
-    def restore(self, snapshot: Any) -> bool:
+    def restore(self, snapshot: bytearray) -> bool:
         self._check_thread()
-        self.live = list(snapshot)
+        if self.refuses_states:
+            self.live = []
+            return False
+        self.live = [
+            int.from_bytes(snapshot[i : i + 10], "little") for i in range(0, len(snapshot), 10)
+        ]
         self.restored += 1
         return True
 

@@ -78,7 +78,7 @@ def export_onnx(model: nn.Module, outputs: list[str], path: Path, *, quantise: b
         products.process()
         half = Path(folder) / "products.onnx"
         products.model.save_model_to_file(str(half), False)
-        # The word vectors are looked up, not multiplied: one scale a row serves them.
+        # The word vectors are looked up, not multiplied: one scale for the table serves them.
         quantize_dynamic(
             half,
             path,
@@ -115,7 +115,7 @@ def agreement(folder: Path, model: nn.Module, texts: Sequence[str]) -> tuple[flo
     vectors = exported.run(texts)["embedding"]
     cosines = []
     for text, vector in zip(texts, vectors, strict=True):
-        ids = exported._tokenizer.encode(text).ids
+        ids = exported._read(text, "").ids
         row = torch.tensor([ids])
         with torch.inference_mode():
             exact = model(row, torch.ones_like(row), torch.zeros_like(row))[0].numpy()

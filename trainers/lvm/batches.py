@@ -7,7 +7,7 @@ window meets its own document's other sentences as negatives as well as everyone
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from brain.errors import ConfigError
+from trainers.lvm.corpora import is_dev
 from trainers.lvm.store import CONTEXT, VectorStore
 
 
@@ -53,9 +54,13 @@ class Corpus:
 
 
 def load_corpus(
-    folders: list[Path], split: str, device: str, weights: list[float] | None = None
+    folders: list[Path],
+    split: str,
+    device: str,
+    weights: list[float] | None = None,
+    keep: Callable[[str], bool] = lambda document: True,
 ) -> Corpus:
-    """Read one split of several stores.
+    """Read one split of several stores; of its documents those whose name ``keep`` accepts.
 
     Raises VectorStoreError, and ConfigError where the stores cannot go together.
     """
@@ -66,7 +71,7 @@ def load_corpus(
         encoders.add(store.encoder_sha256)
         for document in store.documents:
             a, b = document.start, document.stop
-            if document.split != split or b - a <= CONTEXT:
+            if document.split != split or b - a <= CONTEXT or not keep(document.id):
                 continue
             parts.append(store.vectors[a:b])
             starts.append(offset)
@@ -80,6 +85,18 @@ def load_corpus(
     return Corpus(
         gather(parts, device), np.array(starts), np.array(stops), np.array(shares), encoders.pop()
     )
+
+
+def load_parts(
+    folders: list[Path], split: str, device: str, weights: list[float] | None, dev_share: float
+) -> tuple[Corpus, Corpus | None]:
+    """What to train on, and the documents of the first store that are held out to choose by."""
+
+    def held(document: str) -> bool:
+        return is_dev(document, dev_share)
+
+    corpus = load_corpus(folders, split, device, weights, lambda document: not held(document))
+    return corpus, load_corpus(folders[:1], split, device, keep=held) if dev_share else None
 
 
 def gather(parts: list[np.ndarray], device: str) -> Tensor:
@@ -104,6 +121,20 @@ def gather(parts: list[np.ndarray], device: str) -> Tensor:
         mapped[at : at + len(part)] = part
         at += len(part)
     return torch.from_numpy(mapped)
+
+
+def subset(corpus: Corpus, documents: np.ndarray) -> Corpus:
+    """The corpus of these document numbers only, in that order, in memory of its own."""
+    starts, stops = corpus.starts[documents], corpus.stops[documents]
+    rows = corpus.vectors.cpu().numpy()
+    ends = np.cumsum(stops - starts)
+    return Corpus(
+        gather([rows[a:b] for a, b in zip(starts, stops, strict=True)], str(corpus.vectors.device)),
+        ends - (stops - starts),
+        ends,
+        corpus.weights[documents],
+        corpus.encoder,
+    )
 
 
 @dataclass

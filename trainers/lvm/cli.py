@@ -42,6 +42,7 @@ def cli() -> None:
 @click.option("--encoder", "folder", type=FOLDER, help="Encoder folder (default: MiniLM, shipped).")
 @click.option("--config", type=FILE, help="Another corpora.toml.")
 @click.option("--documents", type=click.IntRange(1), help="Read only so many documents.")
+@click.option("--split", type=click.Choice(["train", "valid", "dev", "test"]), help="Only this.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 def vectors(
     name: str,
@@ -50,6 +51,7 @@ def vectors(
     folder: Path | None,
     config: Path | None,
     documents: int | None,
+    split: str | None,
     threads: int,
 ) -> None:
     """Encode a corpus into a store; run again after an interruption to go on."""
@@ -72,6 +74,7 @@ def vectors(
         out,
         TextModelEncoder(folder, threads=threads),
         limit=documents,
+        split=split,
         progress=show,
     )
     splits = ", ".join(f"{split} {count}" for split, count in store.splits.items())
@@ -121,6 +124,9 @@ def _evaluation(command: Any) -> Any:
         [
             click.option("--store", type=FOLDER, required=True, help="Store to evaluate on."),
             click.option("--ood-store", "ood", type=FOLDER, help="Store of another domain."),
+            click.option("--fit-store", type=FOLDER, help="Fit the baselines there, not in STORE."),
+            click.option("--fit-windows", type=click.IntRange(1), help="How many to fit them on."),
+            click.option("--local-scaling", is_flag=True, help="Also show references with it."),
             click.option("--kind", type=click.Choice(["articles", "dialogue"])),
             click.option("--split", default="valid", show_default=True),
             click.option("--windows", type=click.IntRange(1), default=10_000, show_default=True),
@@ -157,6 +163,9 @@ def validate(**options: Any) -> None:
 @cli.command(epilog="Example: limbic lvm frontier --store stores/a --picture frontier.png")
 @click.option("--store", type=FOLDER, required=True, help="Store to look at.")
 @click.option("--model", type=FOLDER, help="Folder of a model to draw beside the ridge.")
+@click.option("--fit-store", type=FOLDER, help="Fit baselines and ranker there, not in STORE.")
+@click.option("--fit-windows", type=click.IntRange(1), help="How many to fit baselines on.")
+@click.option("--ranker-windows", type=click.IntRange(1), help="How many to fit the ranker on.")
 @click.option("--split", default="valid", show_default=True)
 @click.option("--windows", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option("--cosine", type=float, help="Wished cosine (default: the best baseline's + .03).")
@@ -168,6 +177,9 @@ def validate(**options: Any) -> None:
 def frontier(
     store: Path,
     model: Path | None,
+    fit_store: Path | None,
+    fit_windows: int | None,
+    ranker_windows: int | None,
     split: str,
     windows: int,
     cosine: float | None,
@@ -178,7 +190,8 @@ def frontier(
     out: Path | None,
 ) -> None:
     """How cosine, margin and retrieval trade off here, and what a ranker could reach."""
-    from trainers.lvm.frontier import draw, render
+    from trainers.lvm.baselines import FIT_WINDOWS
+    from trainers.lvm.frontier import RANKER_WINDOWS, draw, render
     from trainers.lvm.frontier import frontier as look
     from trainers.lvm.store import VectorStore
     from trainers.lvm.validate import load_model
@@ -191,10 +204,48 @@ def frontier(
         split=split,
         windows=windows,
         wish=(cosine, margin),
+        fit_store=VectorStore.open(fit_store) if fit_store is not None else None,
+        fit_windows=fit_windows or FIT_WINDOWS,
+        ranker_windows=ranker_windows or RANKER_WINDOWS,
         seed=seed,
     )
     if picture is not None:
         draw(report, picture)
+    emit(report, render(report), as_json, out)
+
+
+@cli.command(epilog="Example: limbic lvm rollout --store stores/a --model FOLDER")
+@click.option("--store", type=FOLDER, required=True, help="Store to look at.")
+@click.option("--model", type=FOLDER, help="Folder of a model to put beside the references.")
+@click.option("--split", default="valid", show_default=True)
+@click.option("--windows", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--out", type=FILE, help="File for the JSON report.")
+def rollout(
+    store: Path,
+    model: Path | None,
+    split: str,
+    windows: int,
+    seed: int,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """What gate 4 asks of a rollout, and what references get."""
+    from trainers.lvm.rollout import render
+    from trainers.lvm.rollout import rollout as look
+    from trainers.lvm.store import VectorStore
+    from trainers.lvm.validate import load_model
+
+    opened = VectorStore.open(store)
+    report = look(
+        opened,
+        model=load_model(model, opened) if model is not None else None,
+        name=model.name if model is not None else "ours",
+        split=split,
+        windows=windows,
+        seed=seed,
+    )
     emit(report, render(report), as_json, out)
 
 
@@ -217,6 +268,8 @@ def _validate(
     model: str,
     store: Path,
     ood: Path | None,
+    fit_store: Path | None,
+    fit_windows: int | None,
     kind: str | None,
     as_json: bool,
     out: Path | None,
@@ -224,6 +277,7 @@ def _validate(
     expect_pass: bool,
     **rest: Any,
 ) -> None:
+    from trainers.lvm.baselines import FIT_WINDOWS
     from trainers.lvm.store import VectorStore
     from trainers.lvm.validate import draw_curve, load_model, render
     from trainers.lvm.validate import validate as run
@@ -237,6 +291,8 @@ def _validate(
         predictor,
         opened,
         ood=other,
+        fit_store=VectorStore.open(fit_store) if fit_store is not None else None,
+        fit_windows=fit_windows or FIT_WINDOWS,
         kind=kind or str(opened.manifest.get("kind", "dialogue")),
         **rest,
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from sidecars.lvm_network import ARCHITECTURE, KIND
+from sidecars.lvm_network import ARCHITECTURE
+from trainers.lvm.model_folder import write_model
 
 LIMIT = 10_000_000  # bytes; what may be committed and shipped
 
@@ -25,19 +23,11 @@ def export(
     measured: dict[str, Any],
 ) -> int:
     """Write ``model.safetensors`` and ``manifest.json``; returns the size in bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.safetensors"
-    save_file({key: value.half().contiguous() for key, value in weights.items()}, path)
-    raw = path.read_bytes()
-    manifest = {
-        "name": name,
-        "version": 1,
-        "kind": KIND,
-        "dim": shape["dim"],
-        "encoder_sha256": encoder_sha256,
-        "network": {"architecture": ARCHITECTURE, **shape},
-        "measured": measured,
-        "files": {path.name: {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    return len(raw)
+    return write_model(
+        folder,
+        {key: value.half().numpy() for key, value in weights.items()},
+        {"architecture": ARCHITECTURE, **shape},
+        name=name,
+        encoder_sha256=encoder_sha256,
+        measured=measured,
+    )

@@ -28,6 +28,8 @@ SKILL_GAP = 0.03
 HIT = 10
 MRR_RATIO = {"articles": 1.05, "dialogue": 1.15}
 SLOTS = tuple(f"mask slot {slot}" for slot in range(CONTEXT))
+#: target rows ``[B]`` → what is expected 1 to 5 steps on, unit float32 ``[B, 5, D]``
+Trajectories = Callable[[np.ndarray], np.ndarray]
 ABLATIONS = ("other document", "shuffle", "mask last", "reverse", *SLOTS)
 
 
@@ -254,35 +256,53 @@ def gate_ablations(
     return Gate("ablations", passed, {name: c.as_list() for name, c in changes.items()})
 
 
+def rolled(predictor: Predictor, store: VectorStore, targets: np.ndarray) -> np.ndarray:
+    """Five steps on the predictor's own predictions, float32 ``[B, 5, D]``.
+
+    A control looks up its vector for each step; past the document's end it repeats the first.
+    """
+    stops = np.array([d.stop for d in store.documents])[store.document_of(targets)]
+    context = store.contexts(targets)
+    steps = []
+    for h in range(HORIZON):
+        if isinstance(predictor, Control):
+            guess = predictor.at(store, np.where(targets + h < stops, targets + h, targets))
+        else:
+            guess = unit(predictor.predict(context))
+        steps.append(guess)
+        context = np.concatenate([context[:, 1:], guess[:, None]], axis=1)
+    return np.stack(steps, axis=1)
+
+
 def gate_rollout(
     predictor: Predictor, store: VectorStore, targets: np.ndarray, documents: np.ndarray
 ) -> Gate:
     """Gate 4: five steps on its own predictions against the frozen last vector and mean."""
+    return judge_rollout(lambda rows: rolled(predictor, store, rows), store, targets, documents)
+
+
+def judge_rollout(
+    make: Trajectories, store: VectorStore, targets: np.ndarray, documents: np.ndarray
+) -> Gate:
+    """Gate 4 of any trajectories, rolled out or not."""
     stops = np.array([d.stop for d in store.documents])[documents]
     steps = np.full((4, len(targets), HORIZON), np.nan)  # own, last, mean, flatness
     for at in range(0, len(targets), BATCH):
         rows = np.arange(at, min(at + BATCH, len(targets)))
         context = store.contexts(targets[rows])
-        last, mean = context[:, -1], context.mean(axis=1)
-        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-        before: np.ndarray | None = None
+        last, mean = context[:, -1], unit(context.mean(axis=1))
+        path = make(targets[rows])
         for h in range(HORIZON):
             ahead = targets[rows] + h
             inside = ahead < stops[rows]
             there = store.rows(np.where(inside, ahead, targets[rows]))
-            if isinstance(predictor, Control):
-                guess = predictor.at(store, np.where(inside, ahead, targets[rows]))
-            else:
-                guess = unit(predictor.predict(context))
-            for kind, vector in enumerate((guess, last, mean)):
+            for kind, vector in enumerate((path[:, h], last, mean)):
                 steps[kind, rows, h] = np.where(
                     inside, np.einsum("bd,bd->b", vector, there), np.nan
                 )
-            if before is not None:
-                flat = np.einsum("bd,bd->b", before, guess)
+            if h:
+                flat = np.einsum("bd,bd->b", path[:, h - 1], path[:, h])
                 steps[3, rows, h] = np.where(inside, flat, np.nan)
-            before = guess
-            context = np.concatenate([context[:, 1:], guess[:, None]], axis=1)
     own, last_, mean_ = (_column_means(steps[kind]) for kind in range(3))
     flatness = float(np.nanmean(steps[3])) if np.isfinite(steps[3]).any() else float("nan")
     limit = last_[0] + FLAT_SLACK

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trainers.lvm.baselines import MeanFive, Predictor, fit_baselines, sample
+from trainers.lvm.baselines import FIT_WINDOWS, MeanFive, Predictor, fit_baselines, sample
 from trainers.lvm.bootstrap import cluster_interval
 from trainers.lvm.diagnose import optimal_margin, r_min
 from trainers.lvm.errors import TooFewWindows
@@ -123,6 +123,9 @@ def frontier(
     split: str = "valid",
     windows: int = 5_000,
     wish: tuple[float | None, float] = (None, 0.05),
+    fit_store: VectorStore | None = None,
+    fit_windows: int = FIT_WINDOWS,
+    ranker_windows: int = RANKER_WINDOWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Curves, points, r against r_min, and the ranker.
@@ -130,6 +133,7 @@ def frontier(
     Args:
         model: a predictor to draw beside the ridge.
         wish: cosine and margin_last hoped for; a cosine of None is the best baseline's + .03.
+        fit_store: whose train split the baselines and the ranker are fitted on; None: ``store``'s.
 
     Raises:
         TooFewWindows: a split without a window. VectorError: NaN in the store.
@@ -139,7 +143,8 @@ def frontier(
     if not len(targets):
         raise TooFewWindows(f"there is no window in the split '{split}'")
     documents = store.document_of(targets)
-    fitted = fit_baselines(store, seed=seed)
+    source = fit_store or store
+    fitted = fit_baselines(source, windows=fit_windows, seed=seed)
     known = {n: predict(fitted[n], store, targets) for n in POINTS}
     last, bases = known["copy-last"], {"ridge": known["ridge"]}
     if model is not None:
@@ -150,8 +155,10 @@ def frontier(
         for n, v in bases.items()
     }
     # Nothing that was fitted on the train split may be a feature: it knows those targets already.
+    trained = Ranker(source, [])
+    trained.fit(sample(source.windows("train"), ranker_windows, seed))
     ranker = Ranker(store, [])
-    ranker.fit(sample(store.windows("train"), RANKER_WINDOWS, seed))
+    ranker.weights = trained.weights
     ranked = ranker.reciprocal_ranks(targets)
     best_name = max(points, key=lambda n: points[n]["mrr"])
     best = known[best_name]

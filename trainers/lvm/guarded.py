@@ -116,6 +116,7 @@ def train(
         temporal=recipe.temporal,
         causal=recipe.causal,
         residual=recipe.residual,
+        parameters=recipe.parameters,
     ).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     judge, owner, targets = Judge(valid), corpus.owner, corpus.targets

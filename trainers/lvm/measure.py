@@ -6,7 +6,7 @@ documents, not windows, because windows of one document are alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,22 +107,43 @@ def interval(
     return float(low), float(high)
 
 
-def fit_linear(corpus: Corpus, ridge: float, chunk: int = 65536) -> Tensor:
+def fit_linear(
+    corpus: Corpus, ridge: float, chunk: int = 65536, toward: Tensor | None = None
+) -> Tensor:
     """Ridge from the five vectors and a constant to the next: ``[5 D + 1, D]``, closed form.
 
-    ``ridge`` is relative to the mean diagonal of the Gram matrix.
+    ``ridge`` is relative to the mean diagonal of the Gram matrix. The penalty draws the map to
+    zero, or to these weights of the five vectors (``toward`` ``[5]``).
     """
-    size = CONTEXT * corpus.vectors.shape[1] + 1
+    return ridges(corpus, (ridge,), chunk, toward)[0]
+
+
+def ridges(
+    corpus: Corpus, strengths: Sequence[float], chunk: int = 65536, toward: Tensor | None = None
+) -> list[Tensor]:
+    """``fit_linear`` for several strengths, in one pass over the corpus."""
+    dim = corpus.vectors.shape[1]
+    size = CONTEXT * dim + 1
     device = corpus.vectors.device
     gram = torch.zeros(size, size, device=device, dtype=torch.float64)
-    cross = torch.zeros(size, corpus.vectors.shape[1], device=device, dtype=torch.float64)
+    cross = torch.zeros(size, dim, device=device, dtype=torch.float64)
     for targets in corpus.targets.split(chunk):
         x = corpus.context(targets).flatten(1)
         x = torch.cat([x, torch.ones(len(x), 1, device=device)], 1)
         gram += (x.T @ x).double()
         cross += (x.T @ corpus.vectors[targets].float()).double()
-    gram += torch.eye(size, device=device, dtype=torch.float64) * gram.diagonal().mean() * ridge
-    return torch.linalg.solve(gram, cross).float()
+    origin = torch.zeros_like(cross)
+    if toward is not None:
+        identity = torch.eye(dim, device=device, dtype=torch.float64)
+        origin[:-1] = torch.kron(toward.double()[:, None], identity)
+    rest = cross - gram @ origin
+    penalty = torch.eye(size, device=device, dtype=torch.float64) * gram.diagonal().mean()
+    return [(origin + torch.linalg.solve(gram + penalty * r, rest)).float() for r in strengths]
+
+
+def linear_vector(linear: Tensor) -> Predictor:
+    """The predictor of a linear map ``[5 D + 1, D]``."""
+    return lambda c: unit(c.flatten(1) @ linear[:-1] + linear[-1])
 
 
 def fit_scalars(corpus: Corpus) -> Tensor:
@@ -143,5 +164,5 @@ def baselines(scalars: Tensor, linear: Tensor) -> dict[str, Predictor]:
         "copy-last": lambda c: c[:, -1],
         "mean-5": lambda c: unit(c.mean(1)),
         "scalars": lambda c: unit(torch.einsum("i,bid->bd", scalars, c)),
-        "ridge": lambda c: unit(c.flatten(1) @ linear[:-1] + linear[-1]),
+        "ridge": linear_vector(linear),
     }

@@ -1,17 +1,20 @@
 """Four architectures under one interface: ``[B, 5, D] -> [B, D]``, unit norm.
 
 About 1.5M (AMN), 5.1M (LSTM), 7.1M (GRU) and 17.9M (Transformer) parameters at D = 768; widths
-scale with D. Each takes ``temporal`` (a learned encoding of the slot); attention takes ``causal``.
+scale with D, or follow from a number of parameters, so that all four can be compared at one size.
+Each takes ``temporal`` (a learned encoding of the slot); attention takes ``causal``.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brain.errors import ConfigError
-from trainers.lvm.networks import CONTEXT, gelu, unit
+from trainers.lvm.networks import CONTEXT, count_parameters, gelu, unit
 
 
 class Predictor(nn.Module):
@@ -34,9 +37,8 @@ class Predictor(nn.Module):
 class Amn(nn.Module):
     """Attention-mixing network: tanh attention over the slots, then a residual MLP."""
 
-    def __init__(self, dim: int, dropout: float) -> None:
+    def __init__(self, dim: int, width: int, dropout: float) -> None:
         super().__init__()
-        width = dim * 13 // 24
         self.inp, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
         self.key, self.weigh = nn.Linear(width, width), nn.Linear(width, 1)
         self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
@@ -54,9 +56,10 @@ class Amn(nn.Module):
 class Recurrent(nn.Module):
     """LSTM (two layers) or GRU (four), read at the last slot."""
 
-    def __init__(self, cell: type[nn.RNNBase], layers: int, dim: int, dropout: float) -> None:
+    def __init__(
+        self, dim: int, width: int, dropout: float, cell: type[nn.RNNBase], layers: int
+    ) -> None:
         super().__init__()
-        width = dim * 2 // 3
         self.rnn = cell(dim, width, layers, batch_first=True, dropout=dropout)
         self.out = nn.Linear(width, dim)
 
@@ -65,16 +68,18 @@ class Recurrent(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Three pre-norm transformer layers as wide as the vectors, read at the last slot."""
+    """Three pre-norm transformer layers, read at the last slot."""
 
-    def __init__(self, dim: int, dropout: float, causal: bool) -> None:
+    def __init__(self, dim: int, width: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        heads = next(h for h in (12, 8, 6, 4, 2, 1) if dim % h == 0)
+        heads = next(h for h in (12, 8, 6, 4, 2, 1) if width % h == 0)
         layer = nn.TransformerEncoderLayer(
-            dim, heads, dim * 8 // 3, dropout, "gelu", batch_first=True, norm_first=True
+            width, heads, width * 8 // 3, dropout, "gelu", batch_first=True, norm_first=True
         )
-        self.inp, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.layers = nn.TransformerEncoder(layer, 3, nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.inp, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.layers = nn.TransformerEncoder(
+            layer, 3, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT) if causal else None
         self.register_buffer("mask", mask, persistent=False)
 
@@ -83,6 +88,7 @@ class Encoder(nn.Module):
 
 
 ARCHITECTURES = ("amn", "lstm", "gru", "transformer")
+HEADS = 4  # widths found for a transformer are multiples of it
 
 
 def build(
@@ -93,17 +99,42 @@ def build(
     temporal: bool = True,
     causal: bool = False,
     residual: float = 0.0,
+    parameters: int = 0,
 ) -> Predictor:
-    """The named architecture. Raises ConfigError for any other name."""
-    body: nn.Module
+    """The named architecture, as wide as ``parameters`` allow; 0 means its own width.
+
+    Raises:
+        ConfigError: another name, or fewer parameters than the narrowest network has.
+    """
     if name == "amn":
-        body = Amn(dim, dropout)
+        body, width = partial(Amn, dim, dropout=dropout), dim * 13 // 24
     elif name == "lstm":
-        body = Recurrent(nn.LSTM, 2, dim, dropout)
+        body, width = partial(Recurrent, dim, dropout=dropout, cell=nn.LSTM, layers=2), dim * 2 // 3
     elif name == "gru":
-        body = Recurrent(nn.GRU, 4, dim, dropout)
+        body, width = partial(Recurrent, dim, dropout=dropout, cell=nn.GRU, layers=4), dim * 2 // 3
     elif name == "transformer":
-        body = Encoder(dim, dropout, causal)
+        body, width = partial(Encoder, dim, dropout=dropout, causal=causal), dim
     else:
         raise ConfigError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {name!r}")
-    return Predictor(body, dim, temporal, residual)
+    if parameters:
+        fixed = CONTEXT * dim if temporal else 0
+        width = widest(body, parameters - fixed, HEADS if name == "transformer" else 1)
+        if not width:
+            raise ConfigError(f"{parameters} parameters are too few for the architecture {name!r}")
+    return Predictor(body(width=width), dim, temporal, residual)
+
+
+def widest(body: partial[nn.Module], parameters: int, step: int) -> int:
+    """The largest multiple of ``step`` whose network has at most so many parameters; 0: none."""
+
+    def size(width: int) -> int:
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            return count_parameters(body(width=width))
+
+    low, high = 0, 1
+    while size(high * step) <= parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle * step) <= parameters else (low, middle)
+    return low * step

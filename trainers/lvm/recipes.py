@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ class Recipe:
     ``share`` weights the stores, in the order they are given (how often a document of it is drawn
     per epoch). ``target_mrr`` and ``target_hit`` are the wished ratios over the best baseline;
     the rank head's checkpoint is chosen by the mean of the two ratios, each over its target.
+    ``dev_share`` of the training documents are held out to choose epochs by; with 0 the split that
+    is reported chooses them. ``toward_scalars`` starts the vector head from a ridge whose penalty
+    draws it to the five scalars, not to zero.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Recipe:
     rank_dropout: float = 0.25
     own_weight: float = 1.0
     ridge: float = 0.03
+    toward_scalars: bool = False
+    dev_share: float = 0.0
     seed: int = 0
     target_mrr: float = 1.15
     target_hit: float = 1.3
@@ -105,12 +111,14 @@ class Guarded:
 
     ``stage`` entries set terms from an epoch on; tripwires override stages for good. After an
     epoch whose cosine or margin is under the best epoch's by more than ``rollback_*`` the best
-    weights come back and the rate is halved.
+    weights come back and the rate is halved. ``parameters`` is the size that the network's width
+    follows from; 0 means the architecture's own width.
     """
 
     name: str
     kind: str = "guarded"
     architecture: str = "gru"
+    parameters: int = 0
     epochs: int = 20
     batch: int = 64
     lr: float = 5e-4
@@ -161,11 +169,45 @@ def guarded(values: dict[str, Any], path: Path) -> Guarded:
     return Guarded(**({"name": path.stem} | values | {"tripwire": wires}))
 
 
-def load(path: Path) -> Recipe | Guarded:
+@dataclass
+class Linear:
+    """The small network of ``sidecars.lvm_linear``: few parameters, fitted without steps.
+
+    ``groups`` are the edges of the groups of principal axes, the last one D. ``windows`` is the
+    most that one document gives, so that long ones do not rule. ``dev_share`` of the training
+    documents are held out and measured by themselves; ``seed`` draws the windows.
+    """
+
+    name: str
+    kind: str = "linear"
+    groups: list[int] = field(default_factory=lambda: [0, 384])
+    neighbours: int = 9
+    windows: int = 100
+    vector_penalty: float = 1e-3
+    rank_penalty: float = 1e-3
+    iterations: int = 100
+    dev_share: float = 0.0
+    seed: int = 0
+
+
+def linear(values: dict[str, Any], path: Path) -> Linear:
+    """A checked recipe of kind ``linear``."""
+    known = {f.name for f in fields(Linear)}
+    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    edges = values.get("groups", [0, 384])
+    if len(edges) < 2 or edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):
+        problems.append(f"{path}: groups must rise from 0")
+    if problems:
+        raise ConfigError(*problems)
+    return Linear(**({"name": path.stem} | values))
+
+
+def load(path: Path) -> Recipe | Guarded | Linear:
     """The recipe of a file, by its ``kind``."""
     values = read_toml(path)
-    if values.get("kind", "two-heads") == "two-heads":
-        return two_heads(values, path)
-    if values["kind"] == "guarded":
-        return guarded(values, path)
-    raise ConfigError(f"{path}: kind must be 'two-heads' or 'guarded', not {values['kind']!r}")
+    kinds = {"two-heads": two_heads, "guarded": guarded, "linear": linear}
+    kind = values.get("kind", "two-heads")
+    if kind not in kinds:
+        raise ConfigError(f"{path}: kind must be one of {', '.join(kinds)}, not {kind!r}")
+    recipe: Recipe | Guarded | Linear = kinds[kind](values, path)
+    return recipe

@@ -27,7 +27,8 @@ def build(recipe: Recipe, corpus: Corpus) -> TwoHeads:
     torch.manual_seed(recipe.seed)
     shape = {"dim": corpus.vectors.shape[1], "vector": recipe.vector, "rank": recipe.rank}
     net = TwoHeads(shape, (recipe.vector_dropout, recipe.rank_dropout)).to(corpus.vectors.device)
-    linear, scalars = fit_linear(corpus, recipe.ridge), fit_scalars(corpus)
+    scalars = fit_scalars(corpus)
+    linear = fit_linear(corpus, recipe.ridge, toward=scalars if recipe.toward_scalars else None)
     with torch.no_grad():
         net.vector.skip.weight.copy_(linear[:-1].T)
         net.vector.skip.bias.copy_(linear[-1])
@@ -94,10 +95,13 @@ def train(
     valid: Corpus,
     out: Path,
     *,
+    dev: Corpus | None = None,
     minutes: float | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Run the recipe; writes log.jsonl, metrics.json, last.pt and model/. Returns the metrics.
+
+    ``dev`` chooses the epochs; without it ``valid``, which is always what is reported, does.
 
     With ``minutes`` the schedule ends by the clock (so the result depends on the machine's
     speed); without it, after ``epochs``, and the same seed gives the same run.
@@ -106,7 +110,7 @@ def train(
     began = time.monotonic()
     device = corpus.vectors.device
     net = build(recipe, corpus)
-    judge = Judge(valid)
+    judge = Judge(dev or valid)
     rivals = baselines(fit_scalars(corpus), fit_linear(corpus, recipe.ridge))
     table = {name: judge.vector(predictor) for name, predictor in rivals.items()}
     best = {m: max(found.means()[m] for found in table.values()) for m in METRICS}
@@ -125,7 +129,7 @@ def train(
     per_epoch = count_batches(corpus, recipe.batch)
     progress = 0.0
     print(
-        f"{len(corpus.targets)} training windows, {len(valid.targets)} to measure on, "
+        f"{len(corpus.targets)} training windows, {len(judge.targets)} to choose by, "
         f"{count_parameters(net)} parameters, {per_epoch} steps an epoch, "
         f"set up in {time.monotonic() - began:.1f} s",
         flush=True,
@@ -189,6 +193,9 @@ def train(
                 },
             )
     log.close()
+    if dev is not None:
+        judge = Judge(valid)
+        table = {name: judge.vector(predictor) for name, predictor in rivals.items()}
     metrics = _finish(recipe, corpus, judge, table, average.module, kept, out)
     metrics |= {"seconds": round(spent, 1), "valid_windows": len(valid.targets)}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")

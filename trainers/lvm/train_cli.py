@@ -11,8 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brain.errors import ConfigError, LimbicError
+
+if TYPE_CHECKING:
+    from trainers.lvm.recipes import Linear
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,20 +39,26 @@ def parser() -> argparse.ArgumentParser:
 def run(argv: list[str] | None = None) -> None:
     """Parse, train, print the table."""
     options = parser().parse_args(argv)
-    try:
-        from trainers.lvm import guarded, train
-        from trainers.lvm.batches import load_corpus
-        from trainers.lvm.recipes import Guarded, load
-        from trainers.lvm.report import print_report
-    except ImportError as error:
-        raise ConfigError(f"training needs the 'train' extra: {error}") from error
+    from trainers.lvm.recipes import Guarded, Linear, load
+
     recipe = load(options.recipe)
     if options.epochs is not None:
+        if isinstance(recipe, Linear):
+            raise ConfigError("--epochs: a recipe of kind 'linear' has none")
         recipe.epochs = options.epochs
     if options.seed is not None:
         recipe.seed = options.seed
-    share = None if isinstance(recipe, Guarded) else recipe.share
-    corpus = load_corpus(options.store, options.train_split, options.device, share)
+    if isinstance(recipe, Linear):
+        _linear(recipe, options)
+        return
+    try:
+        from trainers.lvm import guarded, train
+        from trainers.lvm.batches import load_corpus, load_parts
+        from trainers.lvm.report import print_report
+    except ImportError as error:
+        raise ConfigError(f"training needs the 'train' extra: {error}") from error
+    share, held = (None, 0.0) if isinstance(recipe, Guarded) else (recipe.share, recipe.dev_share)
+    corpus, dev = load_parts(options.store, options.train_split, options.device, share, held)
     valid = load_corpus(
         options.valid_store or options.store[:1], options.valid_split, options.device
     )
@@ -60,9 +70,37 @@ def run(argv: list[str] | None = None) -> None:
         metrics = guarded.train(recipe, corpus, valid, options.out, resume=options.resume)
     else:
         metrics = train.train(
-            recipe, corpus, valid, options.out, minutes=options.minutes, resume=options.resume
+            recipe,
+            corpus,
+            valid,
+            options.out,
+            dev=dev,
+            minutes=options.minutes,
+            resume=options.resume,
         )
     print_report(metrics)
+
+
+def _linear(recipe: Linear, options: argparse.Namespace) -> None:
+    from trainers.lvm import linear
+    from trainers.lvm.store import VectorStore
+
+    stores = options.store + (options.valid_store or options.store[:1])
+    if len(stores) != 2:
+        raise ConfigError("a recipe of kind 'linear' takes one --store and one --valid-store")
+    store, valid = (VectorStore.open(folder) for folder in stores)
+    for one in (store, valid):
+        one.check_finite()
+    if store.encoder_sha256 != valid.encoder_sha256:
+        raise ConfigError("training and validation vectors come from different encoders")
+    metrics = linear.train(
+        recipe, store, valid, options.out, splits=(options.train_split, options.valid_split)
+    )
+    for name in ("valid", "held_out"):
+        for metric, found in (metrics[name] or {}).items():
+            low, high = found["interval"]
+            print(f"{name:9} {metric:7} {found['mean']:.4f} [{low:.4f}, {high:.4f}]")
+    print(f"{metrics['parameters']} parameters, {metrics['bytes']} bytes", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from trainers.lvm.baselines import NAMES, Blend, Control, Predictor, fit_baselines, sample
+from trainers.lvm.baselines import (
+    FIT_WINDOWS,
+    NAMES,
+    Blend,
+    Control,
+    Predictor,
+    fit_baselines,
+    sample,
+)
 from trainers.lvm.errors import UnknownPredictor, VectorStoreError
 from trainers.lvm.fivecat import (
     MRR_RATIO,
@@ -20,7 +28,9 @@ from trainers.lvm.fivecat import (
     gate_rollout,
     gates_offset_and_retrieval,
     measure,
+    retrieval_gain,
 )
+from trainers.lvm.scaling import fit_scaled
 from trainers.lvm.store import VectorStore
 
 WINDOWS = 10_000
@@ -31,9 +41,9 @@ COLUMNS = ("cosine", "margin_last", "margin_future", "mrr", "mrr_vector", "hit10
 
 def load_model(folder: Path, store: VectorStore) -> Predictor:
     """A trained model. Raises VectorStoreError when its encoder or dimension is another."""
-    from sidecars.lvm_network import LvmNetwork
+    from sidecars.lvm_network import load_network
 
-    model = LvmNetwork.load(folder)
+    model = load_network(folder)
     wanted = str(getattr(model, "manifest", {}).get("encoder_sha256", ""))
     if wanted and store.encoder_sha256 and wanted != store.encoder_sha256:
         raise VectorStoreError(
@@ -61,6 +71,9 @@ def validate(
     seed: int = 0,
     legacy: bool = False,
     baselines: Mapping[str, Predictor] | None = None,
+    fit_store: VectorStore | None = None,
+    fit_windows: int = FIT_WINDOWS,
+    local_scaling: bool = False,
     least: tuple[int, int] = (ENOUGH_WINDOWS, ENOUGH_DOCUMENTS),
 ) -> dict[str, Any]:
     """The whole report.
@@ -70,7 +83,10 @@ def validate(
             ``oracle``.
         ood: a store of another domain, for gate 5; the baselines stay those of ``store``.
         kind: ``articles`` or ``dialogue``: the wanted gain in MRR and in margin.
-        baselines: fitted ones; None fits them on the store's train split.
+        baselines: fitted ones; None fits them on the train split of ``fit_store`` (of ``store``
+            where it is None), on at most ``fit_windows`` windows.
+        local_scaling: also show copy-last and the scalars with local scaling, fitted like the
+            baselines; references beside them, which no gate counts.
         least: windows and documents below which nothing passes overall.
 
     Raises:
@@ -81,8 +97,11 @@ def validate(
         raise UnknownPredictor(
             f"'{name}' is neither a model folder nor a baseline ({', '.join(NAMES)}, oracle)"
         )
-    _check_pair(store, ood)
-    fitted = dict(baselines) if baselines is not None else fit_baselines(store, seed=seed)
+    for other in (ood, fit_store):
+        _check_pair(store, other)
+    if baselines is None:
+        baselines = fit_baselines(fit_store or store, windows=fit_windows, seed=seed)
+    fitted = dict(baselines)
     if predictor is None:
         predictor = Control("oracle") if name == "oracle" else fitted[name]
     goal = MARGIN_TARGET[kind] if margin_target is None else margin_target
@@ -105,6 +124,15 @@ def validate(
         gate_generalisation(here, elsewhere),
     ]
     table = {n: m.summary() for n, m in rows.items()}
+    if local_scaling:
+        scaled = {
+            n: measure(p, store, targets, seed=seed)
+            for n, p in fit_scaled(fit_store or store, windows=fit_windows, seed=seed).items()
+        }
+        table |= {n: m.summary() for n, m in scaled.items()}
+        reference, best = best_baseline(scaled, "mrr_rank")
+        _, ahead = retrieval_gain(own.mrr_rank, best, documents, 1.0, seed)
+        retrieval.details["over_local_scaling"] = {"reference": reference, **ahead}
     if not isinstance(predictor, Control):
         table[f"{name} + last"] = measure(Blend(predictor), store, targets, seed=seed).summary()
     table["oracle"] = measure(Control("oracle"), store, targets, seed=seed).summary()

@@ -65,12 +65,15 @@ def build_store(
     encoder: Encoder,
     *,
     limit: int | None = None,
+    split: str | None = None,
     part_texts: int = PART_TEXTS,
     progress: Progress = lambda documents, texts: None,
 ) -> VectorStore:
     """Encode a corpus into a store at ``out``.
 
     Args:
+        limit: read only so many documents of the corpus.
+        split: keep only this split's documents, cleaned as in a store of them all.
         progress: called after each part with the documents and texts done so far.
 
     Raises:
@@ -80,11 +83,12 @@ def build_store(
     """
     if out.exists():
         raise VectorStoreError(f"{out} exists already: choose another folder or remove it")
-    settings = _settings(name, corpus, data, encoder, limit, part_texts)
+    settings = _settings(name, corpus, data, encoder, limit, part_texts) | {"split": split}
     work = out.with_name(out.name + ".building")
     _start(work, settings)
     documents = texts = number = 0
-    for number, part in enumerate(_parts(read_documents(corpus, data, limit), part_texts), 1):
+    wanted = (d for d in read_documents(corpus, data, limit) if split in (None, d.split))
+    for number, part in enumerate(_parts(wanted, part_texts), 1):
         if not _part(work, number - 1, "json").exists():
             _encode_part(part, work, number - 1, encoder, corpus.near_duplicate)
         documents += len(part)

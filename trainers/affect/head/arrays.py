@@ -7,22 +7,33 @@ never return them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+AXES = ("valence", "intimacy", "tension")
+TAGS = (
+    "hostile_intimacy", "aggressive_distance", "neutral_but_close", "flat_numb", "fearful_urgent",
+    "playful_neutral", "safety_edge", "everyday_warm", "everyday_neutral",
+)  # fmt: skip
 PARTS = ("train", "dev", "test", "gold", "pair_a", "pair_b", "unlabelled")
 SOURCES = ("llm_label", "emobank", "intimacy", "goemotions", "xed", "semeval", "chat", "pair")
 MAX_TOKENS = 128
+_PER_ROW = (
+    "axes", "shares", "tags", "emotions", "film", "intensity", "weight", "part", "source", "weak",
+    "clean_pair", "pair_axis", "groups",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prepared:
     """N rows. ``ids``/``kinds`` are flat, row i at ``starts[i]:starts[i+1]``; targets are float32:
     ``axes`` [N, 3], ``shares`` [N, 3] (weight of each axis), ``tags``, ``emotions``, ``film``,
-    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N].
+    ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``groups`` [N]: the
+    rows of one document, frame, thread or minimal pair share a number; they are resampled together.
     """
 
     ids: NDArray[np.uint16]
@@ -40,15 +51,32 @@ class Prepared:
     weak: NDArray[np.bool_]
     clean_pair: NDArray[np.bool_]
     pair_axis: NDArray[np.int8]
+    groups: NDArray[np.int32]
     digest: str
 
     @classmethod
     def load(cls, path: str | Path) -> Prepared:
-        """Read what ``prepare`` wrote."""
-        with np.load(path) as file:
-            fields = {name: file[name] for name in file.files}
-        fields["digest"] = str(fields["digest"])
-        return cls(**fields)
+        """Read what ``prepare`` wrote.
+
+        Raises:
+            ValueError: it is not such a file, or an older ``prepare`` wrote it.
+        """
+        try:
+            with np.load(path) as file:
+                found = {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); run prepare again") from error
+        wanted = [field.name for field in fields(cls)]
+        if missing := sorted(set(wanted) - set(found)):
+            raise ValueError(f"{path}: lacks {', '.join(missing)}; run prepare again")
+        found["digest"] = str(found["digest"])
+        return cls(**{name: found[name] for name in wanted})
+
+    def targets_of(self, rows: NDArray[np.int64]) -> Prepared:
+        """The same set with ``rows`` alone, repeated where they repeat, and without their tokens:
+        what figures are computed on."""
+        changed = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name in _PER_ROW}
+        return replace(self, **changed, starts=self.starts[:0])
 
     def rows(self, part: str, source: str | None = None) -> NDArray[np.int64]:
         """Indices of one part, of one source or of all."""

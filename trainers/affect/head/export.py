@@ -22,12 +22,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from sidecars.onnx_text import MODEL_FILE, TextModel
 from trainers.affect.head import measure
-from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.network import TAGS, AffectNet, Served
+from trainers.affect.head.arrays import AXES, TAGS, Prepared
+from trainers.affect.head.measure import CLOSE, error_of
+from trainers.affect.head.network import AffectNet, Served
+from trainers.affect.head.served import answers as served_answers
+from trainers.affect.head.vectors import has_vectors, pooled_vectors
 from trainers.encoder.export import copy_tokenizer, export_onnx, write_manifest
 from trainers.encoder.minilm import load_minilm
 
-CLOSE = 0.25
 GATE = 0.01
 Array = NDArray[np.float32]
 
@@ -41,13 +43,24 @@ def rebuild(path: Path, data: Prepared) -> AffectNet:
 
 
 @torch.inference_mode()
-def run_torch(net: AffectNet, data: Prepared, rows: NDArray[np.int64]) -> dict[str, Array]:
-    """Served outputs over all N rows, NaN where not run."""
+def run_torch(
+    net: AffectNet, data: Prepared, rows: NDArray[np.int64], folder: Path | None = None
+) -> dict[str, Array]:
+    """Served outputs over all N rows, NaN where not run.
+
+    Where ``folder`` has vectors of this very encoder (a frozen run), the heads alone are run.
+    """
     served, found = Served(net).eval(), {}
+    vectors = None
+    if folder is not None and has_vectors(net, data, folder):
+        vectors = pooled_vectors(net, data, rows, folder)
     ordered = rows[np.argsort(data.starts[rows + 1] - data.starts[rows], kind="stable")]
     for start in range(0, len(ordered), 128):
         part = ordered[start : start + 128]
-        answers = served(*(torch.as_tensor(a) for a in data.batch(part)))
+        if vectors is None:
+            answers = served(*(torch.as_tensor(a) for a in data.batch(part)))
+        else:
+            answers = served.of(torch.as_tensor(vectors[part]))
         for name, value in zip(Served.outputs, answers, strict=True):
             array = value.numpy()
             whole = found.setdefault(
@@ -57,29 +70,9 @@ def run_torch(net: AffectNet, data: Prepared, rows: NDArray[np.int64]) -> dict[s
     return found
 
 
-def run_onnx(model: TextModel, data: Prepared, rows: NDArray[np.int64]) -> dict[str, Array]:
-    """The same through the exported file, on the same token ids."""
-    found: dict[str, Array] = {}
-    for start in range(0, len(rows), 32):
-        part = rows[start : start + 32]
-        ids, mask, kinds = data.batch(part)
-        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
-        for name, array in zip(model.outputs, model._session.run(None, feed), strict=True):
-            whole = found.setdefault(
-                name, np.full((len(data.part), *array.shape[1:]), np.nan, np.float32)
-            )
-            whole[part] = array
-    return found
-
-
-def error_of(data: Prepared, axes: Array, rows: NDArray[np.int64]) -> Array:
-    """Mean absolute error over the three axes, of rows that measure all of them."""
-    gap: Array = np.abs(axes[rows] - data.axes[rows]).mean(1)
-    return gap
-
-
 def fit_confidence(net: AffectNet, data: Prepared, out: dict[str, Array]) -> dict[str, float]:
-    """Set the spread head from dev rows; returns the logistic curve ``{"a", "b"}``."""
+    """Set the spread head, and ``out["spread"]``, from dev rows; returns the logistic curve
+    ``{"a", "b"}``."""
     rows = data.rows("dev", "llm_label")
     error = error_of(data, out["axes"], rows)
     vectors, raw = out["embedding"][rows], np.log(np.expm1(np.maximum(error, 1e-3)))
@@ -91,6 +84,7 @@ def fit_confidence(net: AffectNet, data: Prepared, out: dict[str, Array]) -> dic
     with torch.no_grad():
         net.spread.weight.copy_(torch.as_tensor(ridge.coef_ / length, dtype=torch.float32)[None])
         net.spread.bias.fill_(float(ridge.intercept_))
+    out["spread"] = np.logaddexp(0.0, ridge.predict(np.nan_to_num(out["embedding"])))
     # Half the rows of dev would be too few for both fits: cross-fitting keeps the curve honest.
     spread = np.empty(len(rows), np.float32)
     folds = np.arange(len(rows)) % 5
@@ -100,16 +94,6 @@ def fit_confidence(net: AffectNet, data: Prepared, out: dict[str, Array]) -> dic
         spread[inside] = np.log1p(np.exp(part.predict(vectors[inside])))
     curve = LogisticRegression(C=10.0).fit(spread[:, None], error <= CLOSE)
     return {"a": float(curve.intercept_[0]), "b": float(-curve.coef_[0, 0])}
-
-
-def calibration(data: Prepared, out: dict[str, Array], curve: dict[str, float]) -> dict[str, Any]:
-    """On test: mean confidence against how often the error really was small, in five bins."""
-    rows = np.concatenate([data.rows("test", "llm_label"), data.rows("gold")])
-    confidence = 1 / (1 + np.exp(-(curve["a"] - curve["b"] * out["spread"][rows])))
-    close = error_of(data, out["axes"], rows) <= CLOSE
-    bins = np.array_split(np.argsort(confidence), 5)
-    table = [(float(confidence[b].mean()), float(close[b].mean())) for b in bins]
-    return {"bins": table, "ece": float(np.mean([abs(c - o) for c, o in table])), "n": len(rows)}
 
 
 def tag_thresholds(data: Prepared, out: dict[str, Array]) -> list[float]:
@@ -128,16 +112,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--head", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, help="folder that keeps what the exported file said")
     args = parser.parse_args(argv)
+    for path in (args.data, args.head):
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
     data = Prepared.load(args.data)
     net = rebuild(args.head, data)
-    parts = ("gold", "pair_a", "pair_b")
-    rows = np.concatenate(
-        [data.rows(p) for p in parts]
-        + [data.rows(p, s) for p in ("dev", "test") for s in ("llm_label", "goemotions")]
-        + [data.rows("test", s) for s in ("emobank", "intimacy")]
-    )
-    out = run_torch(net, data, rows)
+    rows = measure.rows_measured(data)
+    out = run_torch(net, data, np.union1d(rows, data.rows("dev", "llm_label")), args.head.parent)
     curve = fit_confidence(net, data, out)
     args.out.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(args.out)
@@ -145,22 +128,30 @@ def main(argv: list[str] | None = None) -> int:
     names = json.loads(args.data.with_suffix(".json").read_text())
     fields = {
         "name": "limbic-affect", "version": "1", "kind": "affect-encoder", "max_tokens": 128,
-        "tags": list(TAGS), "tag_thresholds": tag_thresholds(data, out),
+        "axes": list(AXES), "tags": list(TAGS),
+        "tag_thresholds": tag_thresholds(data, out),
         "emotions": names["emotions"], "confidence": curve, "data": data.digest,
     }  # fmt: skip
     write_manifest(args.out, **fields)
-    exported = run_onnx(TextModel.load(args.out, threads=2), data, rows)
-    full = measure.everything(data, out["axes"], emotions=out["emotions"])
-    table = measure.everything(data, exported["axes"], emotions=exported["emotions"])
-    table["calibration"] = calibration(data, exported, curve)
+    exported = served_answers(TextModel.load(args.out, threads=2), data, rows, args.cache)
+    full, table = (figures(data, found, curve) for found in (out, exported))
     (args.out / "metrics.txt").write_text(_lines(full, table))
     print(_lines(full, table))
-    lost = [
-        b - a
-        for (k, a, _), (_, b, _) in zip(measure.summary(table), measure.summary(full), strict=True)
-        if k.endswith(" r")
-    ]
-    return 0 if max(lost) <= GATE else 1
+    return 0 if max(lost(full, table).values()) <= GATE else 1
+
+
+def figures(data: Prepared, out: dict[str, Array], curve: dict[str, float]) -> dict[str, Any]:
+    """The table of what a model says on the rows measured."""
+    return measure.everything(
+        data, out["axes"], arousal=out["arousal"], emotions=out["emotions"], tags=out["tags"],
+        confidence=measure.confidence_of(out["spread"], curve),
+    )  # fmt: skip
+
+
+def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """How much of each correlation with labels went from one table to the other: the gate's."""
+    pairs = zip(measure.summary(before), measure.summary(after), strict=True)
+    return {k: a - b for (k, a, _), (_, b, _) in pairs if k.endswith(" r")}
 
 
 def _lines(full: dict[str, Any], table: dict[str, Any]) -> str:

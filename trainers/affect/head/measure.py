@@ -1,6 +1,6 @@
 """Every figure of an affect head, from predictions alone (NumPy): the same for all models.
 
-Correlations are Pearson's r. Intervals are percentile bootstraps over rows (seed 0, 1,000 draws).
+Correlations are Pearson's r. Intervals of all of them: ``trainers.affect.head.bootstrap``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.network import AXES
+from trainers.affect.head.arrays import AXES, TAGS, Prepared
 
 Array = NDArray[np.float32]
+# Confidence is the probability that the mean error of the three axes is at most this.
+CLOSE = 0.25
 DRAWS = 1_000
 
 
@@ -25,24 +27,24 @@ def pearson(a: Array, b: Array) -> float:
 
 
 def interval(a: Array, b: Array) -> tuple[float, float]:
-    """95 % bootstrap interval of r."""
+    """95 % bootstrap interval of r over single rows (seed 0); for rows that belong together, and
+    for every other figure, see ``bootstrap.intervals``."""
     draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
     low, high = np.percentile([pearson(a[d], b[d]) for d in draws], [2.5, 97.5])
     return float(low), float(high)
 
 
 def scored(data: Prepared, axes: Array, part: str, source: str | None = None) -> dict[str, Any]:
-    """r with interval, mean absolute error and spread ratio of each measured axis of a part."""
+    """r, mean absolute error and spread ratio of each measured axis of a part."""
     rows = data.rows(part, source)
     found: dict[str, Any] = {}
     for i, name in enumerate(AXES):
         known = rows[~np.isnan(data.axes[rows, i])]
         if len(known) >= 20:
             p, y = axes[known, i], data.axes[known, i]
-            low, high = interval(p, y)
             found[name] = {
-                "n": len(known), "r": pearson(p, y), "low": low, "high": high,
-                "mae": float(np.abs(p - y).mean()), "sd_ratio": float(p.std() / y.std()),
+                "n": len(known), "r": pearson(p, y), "mae": float(np.abs(p - y).mean()),
+                "sd_ratio": float(p.std() / y.std()),
             }  # fmt: skip
     return found
 
@@ -65,7 +67,8 @@ def cells(data: Prepared, axes: Array, part: str = "gold") -> dict[str, Any]:
             ]
             found[tag] = {
                 "n": len(inside), "mae": float(np.abs(p - y).mean()),
-                "sign": float(right.sum() / clear.sum()), "worst_axis_sign": min(single),
+                "sign": float(right.sum() / max(1, clear.sum())),
+                "worst_axis_sign": min(single, default=float("nan")),
             }  # fmt: skip
     return found
 
@@ -137,10 +140,80 @@ def _f1(predicted: NDArray[np.bool_], truth: Array) -> Array:
     return 2 * hit / np.maximum(1, predicted.sum(0) + (truth > 0.5).sum(0))
 
 
+def error_of(data: Prepared, axes: Array, rows: NDArray[np.int64]) -> Array:
+    """Mean absolute error over the three axes, of rows that measure all of them."""
+    gap: Array = np.abs(axes[rows] - data.axes[rows]).mean(1)
+    return gap
+
+
+def confidence_of(spread: Array, curve: dict[str, float]) -> Array:
+    """Confidence as it is served, from the spread output and the manifest's logistic curve."""
+    found: Array = 1 / (1 + np.exp(-(curve["a"] - curve["b"] * spread)))
+    return found
+
+
+def calibration(data: Prepared, axes: Array, confidence: Array) -> dict[str, Any]:
+    """On test and gold: confidence said against how often the error really was small.
+
+    In five bins of equal size: ``bins`` (said, seen), ``ece`` their mean gap; ``auc``: how often a
+    close answer got the higher confidence than one that is not (Hanley and McNeil 1982).
+    """
+    rows = np.concatenate([data.rows("test", "llm_label"), data.rows("gold")])
+    said, close = confidence[rows], error_of(data, axes, rows) <= CLOSE
+    bins = np.array_split(np.argsort(said, kind="stable"), 5)
+    table = [(float(said[b].mean()), float(close[b].mean())) for b in bins]
+    places = rankdata(said)
+    good, bad = int(close.sum()), int((~close).sum())
+    auc = (places[close].sum() - good * (good + 1) / 2) / max(1, good * bad)
+    return {"bins": table, "ece": float(np.mean([abs(c - o) for c, o in table])),
+            "auc": float(auc), "n": len(rows)}  # fmt: skip
+
+
+def confusion(data: Prepared, tags: Array) -> dict[str, Any]:
+    """Gold rows with one archetype: labelled (rows) against the most probable tag (columns)."""
+    rows = data.rows("gold")
+    single = rows[data.tags[rows].sum(1) == 1.0]
+    labelled, predicted = data.tags[single].argmax(1), tags[single].argmax(1)
+    table = np.zeros((len(TAGS), len(TAGS)), np.int64)
+    np.add.at(table, (labelled, predicted), 1)
+    used = np.flatnonzero(table.sum(1))
+    return {
+        "labelled": [TAGS[i] for i in used], "predicted": list(TAGS),
+        "counts": table[used].tolist(), "right": float((labelled == predicted).mean()),
+        "n": len(single),
+    }  # fmt: skip
+
+
+def rows_measured(data: Prepared, *, emotions: bool = True) -> NDArray[np.int64]:
+    """Every row that a figure of ``everything`` reads, once, in order."""
+    places = [("test", "emobank"), ("test", "intimacy"), ("test", "llm_label"), ("gold", None),
+              ("pair_a", None), ("pair_b", None)]  # fmt: skip
+    if emotions:
+        places += [("dev", "goemotions"), ("test", "goemotions")]
+    return np.unique(np.concatenate([data.rows(*place) for place in places]))
+
+
+def emotion_thresholds(data: Prepared, emotions: Array) -> Array:
+    """Thresholds of the 28 labels, from GoEmotions dev rows."""
+    # Weakly scored rows are in train alone, so every row here has its emotions.
+    dev = data.rows("dev", "goemotions")
+    return best_thresholds(emotions[dev], data.emotions[dev])
+
+
 def everything(
-    data: Prepared, axes: Array, *, arousal: Array | None = None, emotions: Array | None = None
+    data: Prepared,
+    axes: Array,
+    *,
+    arousal: Array | None = None,
+    emotions: Array | None = None,
+    thresholds: Array | None = None,
+    tags: Array | None = None,
+    confidence: Array | None = None,
 ) -> dict[str, Any]:
-    """The whole table of one model: arrays over all N rows, NaN where it was not run."""
+    """The whole table of one model: arrays over all N rows, NaN where it was not run.
+
+    ``thresholds`` of the emotions are taken from dev where they are not given.
+    """
     table: dict[str, Any] = {
         "emobank test": scored(data, axes, "test", "emobank"),
         "question intimacy test": scored(data, axes, "test", "intimacy"),
@@ -156,40 +229,46 @@ def everything(
         rows = data.rows("test", "emobank")
         table["emobank arousal r"] = pearson(arousal[rows], data.axes[rows, 2])
     if emotions is not None:
-        dev, test = (data.rows(part, "goemotions") for part in ("dev", "test"))
-        # Weakly scored rows are in train alone, so every row here has its emotions.
-        thresholds = best_thresholds(emotions[dev], data.emotions[dev])
+        test = data.rows("test", "goemotions")
+        if thresholds is None:
+            thresholds = emotion_thresholds(data, emotions)
         table["goemotions macro-F1"] = macro_f1(emotions[test], data.emotions[test], thresholds)
+    if tags is not None:
+        table["archetypes"] = confusion(data, tags)
+    if confidence is not None:
+        table["calibration"] = calibration(data, axes, confidence)
     return table
 
 
 def summary(table: dict[str, Any]) -> list[tuple[str, float, float | None]]:
-    """(figure, value, target) in the order of the model card; a target of None is reported only."""
-    gold = table["gold"]
+    """(figure, value, target) in the order of the model card; a target of None is reported only.
+
+    EmoBank's arousal is read from the arousal output where the model has one, else from tension.
+    """
+    nan = float("nan")
+    gold, emobank = table["gold"], table["emobank test"]
     signs = [cell["sign"] for cell in table["gold cells"].values()]
     worst = [cell["worst_axis_sign"] for cell in table["gold cells"].values()]
+    arousal = table.get("emobank arousal r", emobank["tension"]["r"])
     rows: list[tuple[str, float, float | None]] = [
-        ("EmoBank valence r", table["emobank test"]["valence"]["r"], 0.72),
-        ("EmoBank arousal r", max(table.get("emobank arousal r", 0.0),
-                                  table["emobank test"]["tension"]["r"]), 0.50),
+        ("EmoBank valence r", emobank["valence"]["r"], 0.72),
+        ("EmoBank arousal r", arousal, 0.50),
         ("question intimacy r", table["question intimacy test"]["intimacy"]["r"], 0.82),
-        ("GoEmotions macro-F1", table.get("goemotions macro-F1", float("nan")), 0.46),
+        ("GoEmotions macro-F1", table.get("goemotions macro-F1", nan), 0.46),
         *((f"gold {axis} r", gold[axis]["r"], 0.75) for axis in AXES),
-        ("gold worst cell, signs of all axes", min(signs), 0.75),
-        ("gold worst cell, worst single axis", min(worst), None),
+        ("gold worst cell, signs of all axes", min(signs, default=nan), 0.75),
+        ("gold worst cell, worst single axis", min(worst, default=nan), None),
         ("pairs right direction", table["pairs"]["right_direction"], 0.90),
         ("pairs isolated", table["pairs"]["isolated"], 0.50),
         ("clean pairs isolated", table["clean pairs"]["isolated"], None),
         ("smallest SD ratio on gold", min(gold[axis]["sd_ratio"] for axis in AXES), 0.5),
     ]  # fmt: skip
-    rows += [
-        (f"gold predicted |r| {k}", v, None)
-        for k, v in table["independence"].items()
-        if "labels" not in k
-    ]
-    rows += [
-        (f"balanced predicted |r| {k}", v, None)
-        for k, v in table["balanced independence"].items()
-        if "-" in k and "labels" not in k
-    ]
+    for what, name in (("gold", "independence"), ("balanced", "balanced independence")):
+        rows += [(f"{what} predicted |r| {k}", v, None)
+                 for k, v in table[name].items() if "-" in k and "labels" not in k]  # fmt: skip
+    if "calibration" in table:
+        rows.append(("confidence, mean gap of said and seen", table["calibration"]["ece"], None))
+        rows.append(("confidence, AUC of close answers", table["calibration"]["auc"], None))
+    if "archetypes" in table:
+        rows.append(("gold archetype is the most probable tag", table["archetypes"]["right"], None))
     return rows

@@ -13,13 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainers.affect.head.arrays import AXES, TAGS
 from trainers.encoder.minilm import HIDDEN, MiniLM, pool
 
-AXES = ("valence", "intimacy", "tension")
-TAGS = (
-    "hostile_intimacy", "aggressive_distance", "neutral_but_close", "flat_numb", "fearful_urgent",
-    "playful_neutral", "safety_edge", "everyday_warm", "everyday_neutral",
-)  # fmt: skip
 # Sources whose scale differs from the labelled pool's get an affine map of their own on each axis.
 SCALED_SOURCES = ("emobank", "intimacy", "weak")
 
@@ -48,7 +44,9 @@ class AffectNet(nn.Module):
         super().__init__()
         self.body = body
         self.dropout = nn.Dropout(0.1)
-        self.axes = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 3))
+        self.axes = nn.Sequential(
+            nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, len(AXES))
+        )
         self.arousal = nn.Linear(HIDDEN, 1)
         self.spread = nn.Linear(HIDDEN, 1)
         self.tags = nn.Linear(HIDDEN, len(TAGS))
@@ -62,8 +60,15 @@ class AffectNet(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> Predicted:
         """int64 [B, T] each."""
+        return self.read(self.pooled(input_ids, attention_mask, token_type_ids))
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """The encoder's vector of each message, [B, 384]."""
         hidden = self.body(input_ids, attention_mask, token_type_ids)
-        vector = pool(hidden, attention_mask, token_type_ids)
+        return pool(hidden, attention_mask, token_type_ids)
+
+    def read(self, vector: Tensor) -> Predicted:
+        """What the heads say of vectors [B, 384]."""
         x = self.dropout(vector)
         return Predicted(
             axes=torch.tanh(self.axes(x)),
@@ -80,7 +85,7 @@ class AffectNet(nn.Module):
 class Served(nn.Module):
     """What is exported: the outputs that the sidecar reads, as probabilities."""
 
-    outputs = ("axes", "spread", "tags", "emotions", "embedding")
+    outputs = ("axes", "spread", "tags", "emotions", "embedding", "arousal")
 
     def __init__(self, net: AffectNet) -> None:
         super().__init__()
@@ -89,6 +94,10 @@ class Served(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
     ) -> tuple[Tensor, ...]:
-        p = self.net(input_ids, attention_mask, token_type_ids)
-        vector = p.embedding / p.embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return p.axes, p.spread, p.tags.sigmoid(), p.emotions.sigmoid(), vector
+        return self.of(self.net.pooled(input_ids, attention_mask, token_type_ids))
+
+    def of(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for vectors [B, 384] of the encoder."""
+        p = self.net.read(vector)
+        unit = vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return p.axes, p.spread, p.tags.sigmoid(), p.emotions.sigmoid(), unit, p.arousal

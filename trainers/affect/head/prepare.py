@@ -15,20 +15,24 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from sidecars.onnx_text import TOKENIZER_FILE
 from trainers.affect.gold import GoldGuard
-from trainers.affect.head.arrays import MAX_TOKENS, PARTS, SOURCES
-from trainers.affect.head.network import AXES, TAGS
+from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
 from trainers.affect.shards import load_part
-from trainers.encoder.minilm import package_folder
 
 POOL = Path(__file__).parents[1] / "pool"
+# The encoder's own tokenizer, as it ships: nothing here needs PyTorch.
+TOKENIZER = Path(__file__).parents[3] / "sidecars" / "weights" / "minilm" / TOKENIZER_FILE
+# What ties rows together, the widest tie first (the split's group holds all of them).
+TIES = ("group", "pair", "frame", "session_id", "thread", "id", "text")
 
 
-def label_names(folder: Path, source: str) -> list[str]:
-    """The emotion labels that a source's training rows use, sorted."""
-    rows = load_part(folder, "auxiliary").filter(pl.col("source") == source)
+def label_names(auxiliary: pl.DataFrame, source: str) -> list[str]:
+    """The emotion labels that a source's rows use, sorted."""
+    rows = auxiliary.filter(pl.col("source") == source)
     names = rows.explode("aux").select(pl.col("aux").struct.field("name")).unique()
     return sorted(name for name in names["name"].to_list() if name)
 
@@ -40,31 +44,53 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chat", type=Path, action="append", default=[], help="docs.jsonl.gz")
     parser.add_argument("--chat-rows", type=int, default=60_000)
+    parser.add_argument("--most", type=int, default=0,
+                        help="train rows of a source, and a quarter of it in dev and test for"
+                        " sources of emotions alone (0: all)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    table = _rows(args.folder)
+    auxiliary = load_part(args.folder, "auxiliary")
+    table = _rows(args.folder, auxiliary)
+    if args.most:
+        table = _some(table, args.most, args.seed)
     GoldGuard.load(POOL).refuse(table.filter(pl.col("part") == "train"), "training rows")
     names = {
-        "emotions": label_names(args.folder, "goemotions"),
-        "film": label_names(args.folder, "xed"),
-        "intensity": label_names(args.folder, "semeval"),
+        "emotions": label_names(auxiliary, "goemotions"),
+        "film": label_names(auxiliary, "xed"),
+        "intensity": label_names(auxiliary, "semeval"),
     }
     records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
     arrays = _arrays(records, names)
     arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, **arrays)
     args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
+    # The array file comes last and whole: where it is, the stage is done.
+    part = args.out.with_name(f"{args.out.name}.part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    part.replace(args.out)
     counts = {part: int((arrays["part"] == i).sum()) for i, part in enumerate(PARTS)}
     print(f"{args.out}: {counts}")
     return 0
 
 
-def _rows(folder: Path) -> pl.DataFrame:
+def _some(table: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
+    """At most ``most`` train rows a source, and a quarter of that where only emotions are known."""
+    emotions = pl.col("source").is_in(["goemotions", "xed", "semeval"])
+    cap = (
+        pl.when(pl.col("part") == "train").then(most)
+        .when(emotions).then(most // 4)
+        .otherwise(table.height)
+    )  # fmt: skip
+    order = pl.Series("place", np.random.default_rng(seed).permutation(table.height))
+    place = pl.col("place").rank("ordinal").over("part", "source")
+    return table.with_columns(order).filter(place <= cap).drop("place")
+
+
+def _rows(folder: Path, auxiliary: pl.DataFrame) -> pl.DataFrame:
     """Scored and auxiliary rows of train, dev and test, and gold."""
     parts = [load_part(folder, p).with_columns(part=pl.lit(p)) for p in ("train", "dev", "test")]
     # Published dev rows of documents that are in train are left out: they would flatter.
-    auxiliary = load_part(folder, "auxiliary")
     parts.append(auxiliary.with_columns(part=pl.col("split")))
     parts.append(load_part(folder, "gold").with_columns(part=pl.lit("gold")))
     return pl.concat(parts).filter(pl.col("part").is_in(PARTS))
@@ -79,6 +105,7 @@ def _pairs() -> list[dict[str, Any]]:
             scores = dict(zip(AXES, pair[f"scores_{side}"], strict=True))
             found.append(
                 {"text": pair[side], "context": pair.get("context", []), "source": "pair",
+                 "frame": pair["frame"],
                  "part": f"pair_{side}", "clean": pair["clean"], "axis": pair["axis"], **scores}
             )  # fmt: skip
     return found
@@ -104,7 +131,7 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_file(str(package_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
     encoded = tokenizer.encode_batch(
@@ -150,9 +177,19 @@ def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[
              or (r["source"] in column_of and r.get("intimacy") is not None) for r in records]
         ),
         "clean_pair": np.asarray([bool(r.get("clean")) for r in records]),
+        "groups": _groups(records),
         "pair_axis": np.asarray([AXES.index(r["axis"]) if "axis" in r else -1 for r in records],
                                 np.int8),
     }  # fmt: skip
+
+
+def _groups(records: list[dict[str, Any]]) -> NDArray[np.int32]:
+    """A number for each row; rows that share their widest tie share it."""
+    seen: dict[tuple[str, str], int] = {}
+    return np.asarray(
+        [seen.setdefault(next((tie, r[tie]) for tie in TIES if r.get(tie)), len(seen))
+         for r in records], np.int32
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

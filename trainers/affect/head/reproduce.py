@@ -1,20 +1,34 @@
 """``python -m trainers.affect.head.reproduce``: the shipped head, from public data to figures.
 
 Stages, each a command that can be run alone: build the set, prepare arrays, train teachers and a
-student, export, baselines, report. A stage whose output is there is skipped, so a stopped run goes
-on where it was; ``--quick`` trains the heads alone, for a look at the whole chain on a CPU.
+student, export, report (with the baselines). A stage whose output is there is skipped, and every
+output is written last and whole, so a chain that was stopped or killed goes on where it was.
+``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
+1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
+``--generative`` makes the generative head instead: build, train, export, compare.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-QUICK = ("--mode", "frozen", "--teachers", "0", "--steps", "300", "--device", "cpu")
+QUICK = (
+    "--mode", "frozen", "--teachers", "0", "--steps", "600", "--device", "cpu",
+)  # fmt: skip
+QUICK_ROWS = 1000
+LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
+CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
 
 
@@ -34,21 +48,81 @@ def stages(data: Path, out: Path, *, quick: bool, lexicon: Path | None) -> list[
     chats = [data / "corpora" / name / "docs.jsonl.gz" for name in CORPORA]
     chat = [text for path in chats if path.exists() and not quick for text in ("--chat", str(path))]
     words = ("--lexicon", str(lexicon)) if lexicon else ()
+    kept = ("--cache", str(out / "cache"))
     head = run / "head.safetensors"
     return [
-        Stage("build", out / "set" / "report.json", "trainers.affect.cli",
+        Stage("build", out / "set" / "README.md", "trainers.affect.cli",
               ("build", "--data", str(data), "--out", str(out / "set"))),
         Stage("prepare", arrays, "trainers.affect.head.prepare",
-              ("--set", str(out / "set"), "--out", str(arrays), *chat)),
+              ("--set", str(out / "set"), "--out", str(arrays), *chat,
+               *(("--most", str(QUICK_ROWS)) if quick else ()))),
         Stage("train", head, "trainers.affect.head.train",
               ("--data", str(arrays), "--out", str(run), *(QUICK if quick else ()))),
         Stage("export", model / "metrics.txt", "trainers.affect.head.export",
-              ("--data", str(arrays), "--head", str(head), "--out", str(model))),
-        Stage("baselines", out / "baselines.json", "trainers.affect.head.baselines",
-              ("--data", str(arrays), "--model", str(model), *words,
-               "--out", str(out / "baselines.json"))),
+              ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept)),
         Stage("report", out / "report" / "affect-report.md", "trainers.affect.head.report",
-              ("--data", str(arrays), "--model", str(model), "--out", str(out / "report"))),
+              ("--data", str(arrays), "--model", str(model), *words, *kept,
+               *(() if quick else ("--emotions",)), "--out", str(out / "report"))),
+    ]  # fmt: skip
+
+
+def run_chain(chain: list[Stage]) -> int:
+    """Run the stages whose output is not there; the exit code of the one that failed, else 0."""
+    for number, stage in enumerate(chain, 1):
+        where = f"[{number}/{len(chain)}] {stage.name}"
+        if stage.output.exists():
+            print(f"{where}: done before ({stage.output})", flush=True)
+            continue
+        print(f"{where}: python -m {stage.module} {' '.join(stage.arguments)}", flush=True)
+        began = time.monotonic()
+        # The lock of ``alone`` passes to the stage, so that it holds while the stage lives.
+        done = subprocess.run(
+            [sys.executable, "-m", stage.module, *stage.arguments], check=False, close_fds=False
+        )
+        # A gate that fails has written its figures: they are what one wants to see next.
+        if not stage.output.exists():
+            print(f"{where}: failed with {done.returncode}; the same command goes on from here",
+                  file=sys.stderr)  # fmt: skip
+            return done.returncode or 1
+        verdict = "" if not done.returncode else f" (its gate failed: {done.returncode})"
+        print(f"{where}: {time.monotonic() - began:.0f} s{verdict}", flush=True)
+    return 0
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this chain: a stage that outlived a killed chain must not be doubled.
+
+    Raises:
+        BlockingIOError: another chain, or a stage of one, is still at work there.
+    """
+    with (out / "chain.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.set_inheritable(lock.fileno(), True)
+        yield
+
+
+def generative_stages(data: Path, out: Path, *, quick: bool) -> list[Stage]:
+    """The chain of the generative head; ``quick`` is a look at it, of a few steps and rows."""
+    built, run, models = out / "set", out / "generative" / "run", out / "generative"
+    few = {
+        "train": ("--steps", "2", "--checkpoint-steps", "1"),
+        "export": ("--dev-rows", "4", "--gate-rows", "2"),
+        "compare": ("--rows", "4", "--answers", "2"),
+    }
+    here = "trainers.affect.generative"
+    return [
+        Stage("build", built / "report.json", "trainers.affect.cli",
+              ("build", "--data", str(data), "--out", str(built))),
+        Stage("train", run / "curve.png", f"{here}.train",
+              ("--set", str(built), "--out", str(run), *(few["train"] if quick else ()))),
+        Stage("export", models / "export.json", f"{here}.export",
+              ("--run", str(run), "--set", str(built), "--out", str(models),
+               *(few["export"] if quick else ()))),
+        Stage("compare", models / "compare.json", f"{here}.compare",
+              ("--set", str(built), "--generative", str(models / "model-Q8_0.gguf"),
+               "--generative", str(models / "model-Q6_K.gguf"),
+               "--out", str(models / "compare.json"), *(few["compare"] if quick else ()))),
     ]  # fmt: skip
 
 
@@ -58,29 +132,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of `limbic data fetch`")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
-    parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt, for that baseline")
+    parser.add_argument("--generative", action="store_true", help="the generative head instead")
+    parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt (default: in the data)")
     args = parser.parse_args(argv)
     if not args.data.is_dir():
         parser.error(f"{args.data}: no such folder; `limbic data fetch` makes one")
+    lexicon = args.lexicon
+    if lexicon is None and (args.data / LEXICON).exists():
+        lexicon = args.data / LEXICON
     args.out.mkdir(parents=True, exist_ok=True)
-    chain = stages(args.data, args.out, quick=args.quick, lexicon=args.lexicon)
-    for number, stage in enumerate(chain, 1):
-        where = f"[{number}/{len(chain)}] {stage.name}"
-        if stage.output.exists():
-            print(f"{where}: done before ({stage.output})", flush=True)
-            continue
-        print(f"{where}: python -m {stage.module} {' '.join(stage.arguments)}", flush=True)
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", stage.module, *stage.arguments], check=False)
-        # A gate that fails has written its figures: they are what one wants to see next.
-        if done.returncode and not stage.output.exists():
-            print(f"{where}: failed with {done.returncode}; the same command goes on from here",
-                  file=sys.stderr)  # fmt: skip
-            return done.returncode
-        verdict = "" if not done.returncode else f" (its gate failed: {done.returncode})"
-        print(f"{where}: {time.monotonic() - began:.0f} s{verdict}", flush=True)
-    return 0
+    kind, said = {"quick": args.quick}, args.out / CHAIN_FILE
+    if args.generative:
+        chain = generative_stages(args.data, args.out, quick=args.quick)
+    else:
+        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon)
+    if said.exists() and json.loads(said.read_text()) != kind:
+        parser.error(f"{args.out}: holds a {'full' if args.quick else 'quick'} chain;"
+                     " give another --out")  # fmt: skip
+    said.write_text(json.dumps(kind) + "\n")
+    try:
+        with alone(args.out):
+            return run_chain(chain)
+    except BlockingIOError:
+        parser.error(f"{args.out}: a stage is still at work there; wait for it or end it")
 
 
 if __name__ == "__main__":
+    # A polite kill ends the stage as well: subprocess.run takes it down when an exception passes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise SystemExit(main())

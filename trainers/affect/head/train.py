@@ -3,7 +3,8 @@
 Several teachers differ in their seed alone; the student learns the labels and the teachers' mean,
 on labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
 Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
-heads alone. A stopped run continues from its last checkpoint when the command is repeated.
+heads alone, on vectors that the encoder computes once. A stopped run continues from its last
+checkpoint when the command is repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
-from trainers.affect.head.network import AffectNet
+from trainers.affect.head.network import AffectNet, Predicted
+from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
@@ -72,6 +74,11 @@ class Sampler:
         self._balance = (weight / weight.sum()).astype(np.float64)
         self._chat = data.rows("unlabelled")
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """All labelled rows that may be drawn."""
+        return np.concatenate([rows for rows, count in self._parts if count])
+
     def labelled(self, step: int) -> NDArray[np.int64]:
         """Rows of one step."""
         rng = np.random.default_rng((self._seed, step, 1))
@@ -115,9 +122,10 @@ def fit(
     steps: int,
     device: str,
     teacher: dict[str, NDArray[np.float16]] | None = None,
+    vectors: NDArray[np.float32] | None = None,
 ) -> AffectNet:
     """Train one head; logs to ``run/log.jsonl``, resumes from ``run/NAME.ckpt``; returns the
-    average of the weights over the steps (EMA)."""
+    average of the weights over the steps (EMA). ``vectors`` [N, 384] stand for a frozen encoder."""
     torch.manual_seed(seed)
     net = net.to(device)
     sampler = Sampler(data, recipe, seed)
@@ -142,17 +150,19 @@ def fit(
         net.train()
         rows = sampler.labelled(step)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = supervised(net, *_answers(net, data, rows, device))
+            answer = _answer(net, data, rows, device, vectors)
+            loss = supervised(net, answer, _targets(data, rows, device))
             if recipe.decorrelation:
                 pool = sampler.balanced(step, recipe.decorrelation_rows)
-                axes = net(*_inputs(data, pool, device)).axes.float()
+                axes = _answer(net, data, pool, device, vectors).axes.float()
                 loss = loss + recipe.decorrelation * decorrelation(axes)
             if teacher is not None:
                 chat = np.concatenate([rows, sampler.chat(step, recipe.chat)])
                 wanted = {
                     k: torch.as_tensor(v[chat], device=device).float() for k, v in teacher.items()
                 }
-                loss = loss + recipe.imitation * imitate(net(*_inputs(data, chat, device)), wanted)
+                answer = _answer(net, data, chat, device, vectors)
+                loss = loss + recipe.imitation * imitate(answer, wanted)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -176,7 +186,12 @@ def fit(
 
 @torch.inference_mode()
 def predict(
-    net: AffectNet, data: Prepared, rows: NDArray[np.int64], device: str, batch: int = 512
+    net: AffectNet,
+    data: Prepared,
+    rows: NDArray[np.int64],
+    device: str,
+    batch: int = 512,
+    vectors: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """Outputs over all N rows (NaN where not in ``rows``); logits become probabilities."""
     lengths = data.starts[rows + 1] - data.starts[rows]
@@ -185,7 +200,7 @@ def predict(
     for start in range(0, len(ordered), batch):
         part = ordered[start : start + batch]
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            p = net(*_inputs(data, part, device))
+            p = _answer(net, data, part, device, vectors)
         for name in OUTPUTS:
             value = getattr(p, name).float()
             value = value.sigmoid() if name not in ("axes", "arousal") else value
@@ -210,9 +225,11 @@ def report(
 
 
 def measured_rows(data: Prepared) -> NDArray[np.int64]:
-    """Rows of dev, test, gold and both sides of the pairs."""
-    parts = ("dev", "test", "gold", "pair_a", "pair_b")
-    return np.concatenate([data.rows(part) for part in parts])
+    """Rows of dev and test that have figures, gold and both sides of the pairs."""
+    sources = ("llm_label", "emobank", "intimacy", "goemotions")
+    places = [(part, source) for part in ("dev", "test") for source in sources]
+    rows = [data.rows(*place) for place in places]
+    return np.concatenate(rows + [data.rows(part) for part in ("gold", "pair_a", "pair_b")])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -242,16 +259,26 @@ def main(argv: list[str] | None = None) -> int:
     run.mkdir(parents=True, exist_ok=True)
     header = {"recipe": asdict(recipe), "data": data.digest, "device": device}
     (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    rows = np.concatenate([measured_rows(data), data.rows("train"), data.rows("unlabelled")])
+    if recipe.mode not in ("full", "lora", "frozen"):
+        parser.error(f"mode {recipe.mode!r}: choose full, lora or frozen")
+    labelled = Sampler(data, recipe, recipe.seed).rows
+    rows = np.concatenate([measured_rows(data), labelled])
+    if recipe.teachers:
+        rows = np.concatenate([rows, data.rows("unlabelled")])
+    vectors = None
+    if recipe.mode == "frozen":
+        began, fresh = time.monotonic(), build(recipe, args.weights, widths)
+        vectors = pooled_vectors(fresh, data, rows, run, device)
+        print(f"{len(rows)} frozen vectors {time.monotonic() - began:.0f} s", flush=True)
     total: dict[str, NDArray[np.float32]] | None = None
     for i in range(recipe.teachers):
         seed, kept = recipe.seed * 100 + i + 1, run / f"teacher{i}.npz"
         if not kept.exists():
             net = fit(
                 build(recipe, args.weights, widths), data, recipe, run,
-                name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device,
+                name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
-            outputs = predict(net, data, rows, device)
+            outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
             part = run / "part.npz"
             np.savez(part, **{k: v.astype(np.float16) for k, v in outputs.items()})
@@ -272,15 +299,17 @@ def main(argv: list[str] | None = None) -> int:
         net = net.to(device).eval()
     else:
         net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
-                  device=device, teacher=teacher)  # fmt: skip
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, final)
-    outputs = predict(net, data, measured_rows(data), device)
+                  device=device, teacher=teacher, vectors=vectors)  # fmt: skip
+        part = final.with_suffix(".part")
+        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
+        part.replace(final)
+    outputs = predict(net, data, measured_rows(data), device, vectors=vectors)
     report(run, "student", data, outputs)
     if args.compare:
         # Imported here: the exported encoder and scikit-learn serve the baselines alone.
         from trainers.affect.head import baselines
 
-        table = baselines.compare(data, {"this head": outputs["axes"]}, args.lexicon)
+        table = baselines.compare(data, {"this head": outputs["axes"]}, args.lexicon, run)
         (run / "compare.json").write_text(json.dumps(table, indent=1) + "\n")
         print(baselines.render(table))
     return 0
@@ -290,12 +319,23 @@ def _inputs(data: Prepared, rows: NDArray[np.int64], device: str) -> Iterator[Te
     return (torch.as_tensor(array, device=device) for array in data.batch(rows))
 
 
-def _answers(
-    net: AffectNet, data: Prepared, rows: NDArray[np.int64], device: str
-) -> tuple[Any, Any]:
+def _answer(
+    net: AffectNet,
+    data: Prepared,
+    rows: NDArray[np.int64],
+    device: str,
+    vectors: NDArray[np.float32] | None,
+) -> Predicted:
+    """What the network says of some rows, from their tokens or from their frozen vectors."""
+    if vectors is None:
+        return net(*_inputs(data, rows, device))
+    return net.read(torch.as_tensor(vectors[rows], device=device))
+
+
+def _targets(data: Prepared, rows: NDArray[np.int64], device: str) -> dict[str, Tensor]:
     targets = {k: torch.as_tensor(getattr(data, k)[rows], device=device) for k in TARGETS}
     targets["source"] = targets["source"].long()
-    return net(*_inputs(data, rows, device)), targets
+    return targets
 
 
 def _rate(step: int, steps: int, recipe: Recipe) -> float:
