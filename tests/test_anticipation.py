@@ -16,6 +16,7 @@ from tests.fakes.side_server import Answer, FakeSide, embedding
 
 DOG = "My dog Rex died last winter and I still miss him"
 EMBEDDED = "scripted-encoder"
+PATIENT = {"BLEND__SOFT_DEADLINE_MS": 5_000}  # a busy machine must not make an answer late
 
 
 def encoded(text: str, dim: int = 8, encoder: str = EMBEDDED) -> Answer:
@@ -36,7 +37,7 @@ async def test_a_message_is_recalled_by_its_vector_where_no_word_is_shared(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
     side.enqueue("/encode", encoded(DOG), encoded(DOG))
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         await talk_then_forget_the_prompt(limbic)
         turn = limbic.session().say("puppies?")
         await turn
@@ -48,7 +49,7 @@ async def test_vectors_of_another_encoder_are_never_compared(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
     side.enqueue("/encode", encoded(DOG), encoded(DOG, encoder="another"))
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         await talk_then_forget_the_prompt(limbic)
         turn = limbic.session().say("puppies?")
         await turn
@@ -64,7 +65,7 @@ async def test_recall_for_the_foreseen_message_happens_before_it_comes(
     vector = embedding(DOG, 8)
     answer = Answer(body={"predicted_vector": vector, "latency_ms": 1.0, "model": "scripted"})
     side.enqueue("/infer", answer, answer)
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         await talk_then_forget_the_prompt(limbic)
         await limbic.session().say("puppies?")
         await idle(limbic)
@@ -97,7 +98,7 @@ async def test_a_vector_that_does_not_come_in_time_costs_only_the_window(
 async def test_what_was_taken_back_or_forgotten_is_not_expected(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         await limbic.session().say(DOG)
         await idle(limbic)
         (session,) = limbic.parts.sessions.open_sessions()
@@ -125,7 +126,7 @@ async def test_a_chat_whose_lvm_is_down_sends_the_same_prompts_as_one_without(
     seen = len(llm.requests)
     side.enqueue("/v1/affect", *[Answer(status=500)] * 9)
     side.enqueue("/encode", *[Answer(status=500)] * 9)
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         assert isinstance(limbic.parts.foresight, ForesightClient)
         assert await prompts(limbic, seen) == without
 
@@ -154,7 +155,7 @@ async def test_what_was_expected_serves_one_message_alone(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
     side.enqueue("/encode", encoded(DOG), Answer(status=500), Answer(status=500))
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         await talk_then_forget_the_prompt(limbic)
         (session,) = limbic.parts.sessions.open_sessions()
         session.expected = [Recalled(seq=1, text=DOG, score=1.0, by="vector")]
@@ -175,7 +176,7 @@ async def test_surprise_is_high_where_the_subject_changes(
     side.enqueue("/encode", *[
         Answer(body={"embeddings": [row], "shape": [1, 8], "encoder": EMBEDDED}) for row in rows
     ])  # fmt: skip
-    async with open_limbic(llm, side) as limbic:
+    async with open_limbic(llm, side, **PATIENT) as limbic:
         surprises = []
         for number in range(len(rows)):
             turn = limbic.session().say(f"message {number}")

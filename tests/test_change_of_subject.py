@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from brain.app import Limbic
@@ -15,6 +16,7 @@ from tests.conftest import OpenLimbic, idle, log_lines
 from tests.fakes.llm_server import FakeLLM
 from tests.fakes.side_server import FakeSide, embedding
 
+MINILM = Path(__file__).parent.parent / "sidecars" / "weights" / "minilm"
 GARDEN = (
     "I planted tomatoes in my garden this spring.",
     "The tomato seedlings are growing well in the garden bed.",
@@ -99,7 +101,9 @@ async def test_the_shipped_models_are_surprised_by_another_subject(
         await limbic.supervisor.wait_ready("lvm", 120)
         *same, changed = await surprises(limbic, *GARDEN, BANK)
         session = await limbic.session().open()
-        assert session.foresight.encoder.startswith("all-MiniLM-L6-v2-1:34e993a42bc43c71")
-        assert session.foresight.encoder.endswith(":384")
+        shipped = orjson.loads((MINILM / "manifest.json").read_bytes())
+        sha = shipped["files"]["model.onnx"]["sha256"]
+        name = f"{shipped['name']}-{shipped['version']}"
+        assert session.foresight.encoder == f"{name}:{sha}:{shipped['dim']}"
     assert changed == 1.0
     assert sum(s for s in same if s is not None) / 4 < 0.6
