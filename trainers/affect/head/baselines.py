@@ -28,7 +28,7 @@ from trainers.affect.head.served import run_onnx
 from trainers.affect.head.vader import read_lexicon, valence
 
 VOCABULARY = 30522
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.3, 1.0, 3.0, 10.0)
 EMOTION_PENALTY = 1.0
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -123,16 +123,13 @@ def predictions(
     folder: Path | None = None,
     emotions: bool = False,
 ) -> dict[str, Outputs]:
-    """Name of the baseline → its ``axes`` (and ``emotions``) over all N rows.
-
-    ``emotions``: the frozen vectors' too, which takes encoding all of GoEmotions.
-    """
+    """Name of the baseline → its ``axes`` (and ``emotions``) over all N rows."""
     sources = dict.fromkeys(source for _, _, source in PLACES)
     wanted = [data.rows(part, s) for part in ("train", "dev") for s in sources]
     wanted.append(measure.rows_measured(data, emotions=False))
-    labelled = [data.rows(part, "goemotions") for part in ("train", "dev", "test")]
-    encoded = np.unique(np.concatenate([*wanted, *(labelled if emotions else [])]))
-    rows = np.unique(np.concatenate([*wanted, *labelled]))
+    if emotions:
+        wanted += [data.rows(part, "goemotions") for part in ("train", "dev", "test")]
+    rows = np.unique(np.concatenate(wanted))
     found: dict[str, Outputs] = {}
     if lexicon:
         found["VADER"] = {"axes": vader_axes(data, lexicon)}
@@ -141,13 +138,11 @@ def predictions(
     occurring = counts(data, rows)
     trained = np.isin(rows, np.flatnonzero(data.part == PARTS.index("train")))
     matrix = TfidfTransformer(sublinear_tf=True).fit(occurring[trained]).transform(occurring)
-    vectors = frozen_vectors(data, encoded, folder)
-    for name, features, all_of_them in (
-        ("TF-IDF + ridge", lambda part: matrix[weighed[part]], True),
-        ("frozen vectors + ridge", lambda part: vectors[part], emotions),
-    ):
+    vectors = frozen_vectors(data, rows, folder)
+    for name, features in (("TF-IDF + ridge", lambda part: matrix[weighed[part]]),
+                           ("frozen vectors + ridge", lambda part: vectors[part])):  # fmt: skip
         found[name] = {"axes": ridge_axes(data, features)}
-        if all_of_them and len(labelled[0]):
+        if emotions:
             found[name]["emotions"] = ridge_emotions(data, features)
     mirrored = found["frozen vectors + ridge"]["axes"].copy()
     mirrored[:, 2] = -mirrored[:, 0]

@@ -119,7 +119,9 @@ def balanced_independence(data: Prepared, axes: Array) -> dict[str, float]:
         spread = np.cov(values.T, aweights=weight)
         for i, j in ((0, 1), (0, 2), (1, 2)):
             key = f"{AXES[i][0].upper()}-{AXES[j][0].upper()}{what}"
-            found[key] = float(abs(spread[i, j]) / np.sqrt(spread[i, i] * spread[j, j]))
+            scale = np.sqrt(spread[i, i] * spread[j, j])
+            # An axis that a model does not predict at all depends on nothing, and is no merit.
+            found[key] = float(abs(spread[i, j]) / scale) if scale else float("nan")
     return found
 
 

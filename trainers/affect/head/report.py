@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder that keeps what the models said")
     parser.add_argument("--no-baselines", action="store_true", help="the served head alone")
     parser.add_argument("--emotions", action="store_true",
-                        help="frozen vectors for GoEmotions, too: 49,000 rows")  # fmt: skip
+                        help="baselines of GoEmotions, too: 48,000 rows more")  # fmt: skip
     parser.add_argument("--card", type=Path, help="model card whose table of figures to renew")
     parser.add_argument("--draws", type=int, default=measure.DRAWS, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=2)

@@ -14,6 +14,7 @@ import argparse
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def run_chain(chain: list[Stage]) -> int:
             print(f"{where}: done before ({stage.output})", flush=True)
             continue
         print(f"{where}: python -m {stage.module} {' '.join(stage.arguments)}", flush=True)
-        began = time.monotonic()
+        began, worked = time.monotonic(), _worked()
         # The lock of ``alone`` passes to the stage, so that it holds while the stage lives.
         done = subprocess.run(
             [sys.executable, "-m", stage.module, *stage.arguments], check=False, close_fds=False
@@ -85,8 +86,17 @@ def run_chain(chain: list[Stage]) -> int:
                   file=sys.stderr)  # fmt: skip
             return done.returncode or 1
         verdict = "" if not done.returncode else f" (its gate failed: {done.returncode})"
-        print(f"{where}: {time.monotonic() - began:.0f} s{verdict}", flush=True)
+        print(
+            f"{where}: {time.monotonic() - began:.0f} s, {_worked() - worked:.0f} s of"
+            f" processor time{verdict}", flush=True,
+        )  # fmt: skip
     return 0
+
+
+def _worked() -> float:
+    """Processor seconds of all stages so far: what a busy machine does not change much."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager
