@@ -27,13 +27,15 @@ import numpy as np
 from brain.errors import ConfigError, LimbicError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainers.lvm.batches import Corpus
     from trainers.lvm.measure import Judge, Measured
     from trainers.lvm.recipes import Guarded
 
 COLUMNS = {"cosine": "cosine", "margin": "margin", "mrr": "rr", "hit10": "hit"}
 HELD = 10  # every so many-th training document chooses the epoch
-RIDGE = 0.03
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,6 +174,18 @@ def split(corpus: Corpus, documents: int | None) -> tuple[Corpus, Corpus]:
     return subset(corpus, numbers[~held]), subset(corpus, numbers[held])
 
 
+def best_ridge(corpus: Corpus, held: Corpus) -> Tensor:
+    """The ridge whose penalty has the best cosine on the documents that choose the epochs too."""
+    from trainers.lvm.measure import linear_vector, ridges
+
+    context, there = held.context(held.targets), held.vectors[held.targets].float()
+
+    def cosine(linear: Tensor) -> float:
+        return float((linear_vector(linear)(context) * there).sum(-1).mean())
+
+    return max(ridges(corpus, RIDGES), key=cosine)
+
+
 def kept(path: Path, weights: Path, judge: Judge, measure: Callable[[], Measured]) -> Measured:
     """What ``measure`` finds, kept in ``path`` for next time with the same weights and windows."""
     from trainers.lvm.measure import Measured
@@ -247,7 +261,7 @@ def run(argv: list[str] | None = None) -> None:
     settings = {"recipe": dataclasses.asdict(recipe), "encoder": corpus.encoder, "sizes": sizes}
     _keep_apart(options.out, settings)
     judge = measure.Judge(valid)
-    fitted = measure.baselines(measure.fit_scalars(corpus), measure.fit_linear(corpus, RIDGE))
+    fitted = measure.baselines(measure.fit_scalars(corpus), best_ridge(corpus, held))
     rows = [summarise(name, [judge.vector(rival)]) for name, rival in fitted.items()]
     levels = [row["name"] for row in rows]
     found = [row for folder in options.models for row in shipped(folder, valid, judge, options.out)]
