@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +393,13 @@ def test_data_that_is_not_there_is_a_usage_error_in_one_line(
     assert caught.value.code == 2
     assert "no such" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_generative_chain_is_of_modules_that_exist_and_hands_files_on(tmp_path: Path) -> None:
+    chain = reproduce.generative_stages(tmp_path, tmp_path / "out", quick=True)
+    assert [stage.name for stage in chain] == ["build", "train", "export", "compare"]
+    assert all(find_spec(stage.module) is not None for stage in chain)
+    built = chain[0].output.parent
+    assert all(str(built) in stage.arguments for stage in chain)
+    assert str(chain[1].output.parent) in chain[2].arguments
+    assert str(chain[2].output.parent / "model-Q8_0.gguf") in chain[3].arguments
