@@ -29,9 +29,10 @@ def watching(brain: SnapshotServer, logs: Path) -> tuple[str, ...]:
 
 
 def fills(lines: list[str]) -> bool:
-    """Whether two frames, one above the other, take the whole screen."""
+    """Whether two frames, one above the other, take the whole screen and are drawn to their end."""
     return (lines[0].startswith("╭") and lines[-1].startswith("╰")
-            and sum(line.startswith("╭") for line in lines) == 2)  # fmt: skip
+            and sum(line.startswith("╭") for line in lines) == 2
+            and all(line.endswith(("╮", "│", "╯")) for line in lines))  # fmt: skip
 
 
 def leaves(screen: Terminal) -> None:
@@ -51,8 +52,12 @@ def test_the_whole_picture_is_on_80_by_24_and_follows_a_resize(
             assert words in text
         for columns, rows in ((60, 15), (40, 10), (120, 30), (80, 24)):
             screen.resize(columns, rows)
-            lines = screen.shows(lambda now, n=columns: fills(now) and len(now[0]) == n)
-            assert "12:30:20 ddddeeee" in "\n".join(lines) and len(lines) == rows
+            lines = screen.shows(
+                lambda now, n=columns: (
+                    fills(now) and len(now[0]) == n and "12:30:20 ddddeeee" in "\n".join(now)
+                )
+            )
+            assert len(lines) == rows
         leaves(screen)
 
 
