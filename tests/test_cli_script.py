@@ -63,6 +63,27 @@ def test_a_line_far_over_the_limit_is_named_and_the_others_are_answered(rig: Cha
     assert second.startswith("limbic: line 3: the message has 9000 characters; the limit is 8000")
 
 
+def test_the_first_line_waits_for_a_side_model_that_is_still_starting(
+    tmp_path: Path, llm: LLMThread
+) -> None:
+    modes = "name=cahm,ready-progress=5,interval=100"
+    command = json.dumps([sys.executable, scripted_child.__file__, modes])
+    rig = ChatRig(tmp_path, llm, f'[sidecars.cahm]\nmode = "managed"\ncommand = {command}\n')
+    (turn,) = map(json.loads, rig.script(b"hi\n", "--json").stdout.splitlines())
+    # The scripted child is asked, and knows no affect; one that is starting is not asked at all.
+    assert "cahm answered" in turn["sides"]["affect"]["reason"]
+
+
+def test_a_side_model_that_never_comes_up_holds_no_script_up(
+    tmp_path: Path, llm: LLMThread
+) -> None:
+    command = json.dumps([sys.executable, scripted_child.__file__, "name=cahm,config"])
+    rig = ChatRig(tmp_path, llm, f'[sidecars.cahm]\nmode = "managed"\ncommand = {command}\n')
+    done = rig.script(b"hi\n", "--json")
+    (turn,) = map(json.loads, done.stdout.splitlines())
+    assert (turn["reply"], turn["sides"]["affect"]["outcome"]) == ("Hello there!", "down")
+
+
 def test_json_has_one_object_a_turn(rig: ChatRig, llm: LLMThread) -> None:
     llm.server.enqueue(reply("Hello", " you"), broken("Half"), refuse(400, "no"))
     done = rig.script(b"hi\nand?\nso\na\x1bb\n", "--json", "--session", "alice")

@@ -239,7 +239,7 @@ def test_the_prompt_is_open_while_the_model_loads(rig: ChatRig) -> None:
         terminal.expect("the model is loading; you can write already")
         terminal.expect_exact("\x1b[6n")
         terminal.send("\x1b[9;1R")
-        # The toolbar. What follows may be written in pieces: only cells that change are drawn again.
+        # The toolbar. The rest may come in pieces: only cells that change are drawn again.
         terminal.expect(r"default · companion · loading…")
         terminal.sendline("hello")
         terminal.expect(r"\r.*loading…")

@@ -18,7 +18,7 @@ import orjson
 
 from brain.app import Limbic, SessionHandle
 from brain.cli.screen import ReplyText
-from brain.cli.status import until_loaded
+from brain.cli.status import until_loaded, until_sides_answer
 from brain.cli.stopping import Stopped, drain, unless_stopped
 from brain.errors import (
     EXIT_FAILED_CHECK,
@@ -153,6 +153,8 @@ class Script:
             if self.limbic.supervisor.status()["llm"].state == "failed":  # permanent
                 raise ConfigError(str(error)) from error
             raise
+        # Nobody waits at a prompt: the first line is read by the side models like any other.
+        await until_sides_answer(self.limbic)
 
     def _decoded(self, number: int, line: bytes | None) -> str | None:
         """The message of a line; ``None`` for a blank one, or one that was reported."""

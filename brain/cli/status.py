@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
-from brain.app import Limbic
+from brain.app import Limbic, SideName
 from brain.behaviour import directive, mood
+from brain.errors import SidecarDown, SidecarFailed
 from brain.foresight_state import MIN_DISTANCES, ForesightState
 from brain.persona import Persona
 from brain.schema import Affect
@@ -18,6 +20,7 @@ from brain.turn import Turn
 BAR_CELLS = 20
 QUOTE_CHARS = 60
 REDRAW_S = 0.25
+SIDES_WAIT_S = 20.0
 AXES = ("valence", "intimacy", "tension")
 _UNITS = ((86_400.0, "day"), (3_600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 
@@ -183,3 +186,17 @@ async def until_loaded(limbic: Limbic, show: Callable[[str], None]) -> None:
         ready.cancel()
         if shown:
             show("")
+
+
+async def until_sides_answer(limbic: Limbic) -> None:
+    """Wait, at most ``SIDES_WAIT_S``, until the side models that start with the chat can be asked.
+    One that is off, remote, lazy or will not come up is not waited for: chat goes on without it."""
+
+    async def ready(name: SideName) -> None:
+        with suppress(SidecarDown, SidecarFailed):
+            await limbic.supervisor.wait_ready(name, SIDES_WAIT_S)
+
+    names: tuple[SideName, ...] = ("cahm", "lvm")
+    sides = {name: limbic.settings.sidecar(name) for name in names}
+    managed = [n for n, side in sides.items() if side.mode == "managed" and side.start == "eager"]
+    await asyncio.gather(*map(ready, managed))
