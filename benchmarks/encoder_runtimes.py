@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecars.cahm import WEIGHTS
-from sidecars.onnx_text import TOKENIZER_FILE, TextModel, Tokens, _feed
+from sidecars.onnx_text import TOKENIZER_FILE, TextModel, Tokens, feed
 
 GOLD = Path("trainers/affect/pool/gold.jsonl")
 AXES = ("valence", "intimacy", "tension")
@@ -60,9 +60,9 @@ def in_pytorch(folder: Path, threads: int) -> Runtime:
     model = Served(net).eval()
 
     def run(rows: list[Tokens]) -> Answer:
-        feed = _feed(rows)
+        arrays = feed(rows)
         with torch.inference_mode():
-            out = model(*(torch.from_numpy(array) for array in feed.values()))
+            out = model(*(torch.from_numpy(array) for array in arrays.values()))
         return out[0].numpy(), out[4].numpy()
 
     return run
@@ -78,7 +78,7 @@ def in_onnx(path: Path, threads: int) -> Runtime:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(rows: list[Tokens]) -> Answer:
-        axes, vectors = session.run(["axes", "embedding"], _feed(rows))
+        axes, vectors = session.run(["axes", "embedding"], feed(rows))
         return axes, vectors
 
     return run
@@ -213,7 +213,7 @@ def main() -> None:
     if args.gold:
         gold = random.Random(0).sample(gold, args.gold)
     labels = np.array([[row[axis] for axis in AXES] for row in gold], np.float64)
-    read = TextModel.load(WEIGHTS)._read
+    read = TextModel.load(WEIGHTS).read
     alone = [read(row["text"], "") for row in gold]
     paired = [read(row["text"], "\n".join(row["context"])) for row in gold]
     one = [read(MESSAGE, "")]

@@ -34,6 +34,7 @@ MANIFEST_FILE = "manifest.json"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Outputs = dict[str, NDArray[np.float32]]
+Feed = dict[str, NDArray[np.int64]]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class TextModel:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of ``text`` as the model would read it, at most ``max_tokens``."""
-        return len(self._read(text, "").ids)
+        return len(self.read(text, "").ids)
 
     def is_cut(self, text: str) -> bool:
         """Whether ``text`` alone is longer than the model reads."""
@@ -155,7 +156,7 @@ class TextModel:
         size = CHARS_A_TOKEN * self._limit
         return text if len(text) <= size else text[: max(text.rfind(" ", 0, size), size // 2)]
 
-    def _read(self, text: str, second: str) -> Tokens:
+    def read(self, text: str, second: str) -> Tokens:
         """Both segments within the limit. ``second`` loses its beginning first; only a ``text``
         that is too long alone is cut, at its end."""
         text = self._beginning(text)
@@ -175,6 +176,10 @@ class TextModel:
                 return Tokens(pair.ids, pair.type_ids)
         return alone
 
+    def infer(self, arrays: Feed) -> Outputs:
+        """Every output of the model for one batch of token arrays, as ``feed`` makes them."""
+        return dict(zip(self.outputs, self._session.run(None, arrays), strict=True))
+
     def run(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> Outputs:
         """Every output of the model for ``texts``, in their order.
 
@@ -188,7 +193,7 @@ class TextModel:
         if not texts:
             return {name: np.zeros((0,), np.float32) for name in self.outputs}
         seconds = pairs if pairs is not None else [None] * len(texts)
-        read = [self._read(a, b or "") for a, b in zip(texts, seconds, strict=True)]
+        read = [self.read(a, b or "") for a, b in zip(texts, seconds, strict=True)]
         order = sorted(range(len(read)), key=lambda i: len(read[i].ids))
         parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.outputs}
         start = 0
@@ -198,15 +203,16 @@ class TextModel:
                 MAX_BATCH_TOKENS
             ):
                 stop -= 1
-            answer = self._session.run(None, _feed([read[i] for i in order[start:stop]]))
-            for name, array in zip(self.outputs, answer, strict=True):
+            answer = self.infer(feed([read[i] for i in order[start:stop]]))
+            for name, array in answer.items():
                 parts[name].append(array)
             start = stop
         back = np.argsort(np.asarray(order), kind="stable")
         return {name: np.concatenate(chunks)[back] for name, chunks in parts.items()}
 
 
-def _feed(batch: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
+def feed(batch: Sequence[Tokens]) -> Feed:
+    """The model's inputs, int64 ``[B, T]`` each, padded at the end."""
     shape = (len(batch), max(len(e.ids) for e in batch))
     ids, mask, kinds = (np.zeros(shape, np.int64) for _ in range(3))
     for row, tokens in enumerate(batch):

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from sidecars.state_files import StateFiles, Stored
+from sidecars.state_files import Saved, StateFiles, Stored
 from sidecars.token_model import TokenModel
 
 WORTH_SAVING_TOKENS = 96
@@ -38,18 +37,6 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         else:
             high = middle
     return low
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Saved:
-    tokens: array[int]
-    prompt_length: int
-    state: bytearray | Stored
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory: none while it is on disk."""
-        return 0 if isinstance(self.state, Stored) else len(self.state)
 
 
 class PrefixCache:
@@ -74,10 +61,10 @@ class PrefixCache:
         self._live: array[int] = array("i")
         self._prompt_length = 0
         self._files = files
-        on_disk = [] if files is None else files.read_all()
+        stored = [] if files is None else files.read_all()
         # Least recently used first.
-        self._saved = [_Saved(one.tokens, one.prompt_length, one) for one in on_disk]
-        self._planned = [one.tokens for one in on_disk]
+        self._saved = [Saved(one.tokens, one.prompt_length, one) for one in stored]
+        self._on_disk = [one.tokens for one in stored]
         self.from_disk = 0
 
     @property
@@ -88,7 +75,7 @@ class PrefixCache:
     @property
     def saved_bytes(self) -> int:
         """Memory held by saved states."""
-        return sum(saved.size for saved in self._saved)
+        return sum(saved.memory_bytes for saved in self._saved)
 
     def holds(self, tokens: Sequence[int]) -> bool:
         """Whether the live sequence begins with all of ``tokens``."""
@@ -139,19 +126,18 @@ class PrefixCache:
         held = [(self._live, self._prompt_length)]
         held += [(s.tokens, s.prompt_length) for s in self._saved]
         return self._files is not None and any(
-            length - max((common_prefix(tokens, d) for d in self._planned), default=0)
+            length - max((common_prefix(tokens, d) for d in self._on_disk), default=0)
             >= self._worth_saving
             for tokens, length in held
         )
 
-    def plan(self) -> list[tuple[array[int], int, bytearray | Stored]]:
+    def plan(self) -> list[Saved]:
         """What ``StateFiles.keep`` is to put on disk now; may be written in another thread."""
         live = self._live
-        kept = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
-        states = [(s.tokens, s.prompt_length, s.state) for s in kept]
+        states = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
         if self._prompt_length >= self._worth_saving:
-            states.append((array("i", live), self._prompt_length, self._model.snapshot()))
-        self._planned = [tokens for tokens, _, _ in states]
+            states.append(Saved(array("i", live), self._prompt_length, self._model.snapshot()))
+        self._on_disk = [one.tokens for one in states]
         return states
 
     def _overlap(self, tokens: Sequence[int]) -> int:
@@ -178,17 +164,17 @@ class PrefixCache:
         self._saved = [s for s in self._saved if common_prefix(s.tokens, live) < len(s.tokens)]
         self._make_room(size)
         self._saved.append(
-            _Saved(array("i", self._live), self._prompt_length, self._model.snapshot())
+            Saved(array("i", self._live), self._prompt_length, self._model.snapshot())
         )
 
     def _make_room(self, size: int) -> None:
         while self.saved_bytes + size > self._budget:
-            oldest = next((s for s in self._saved if s.size), None)
+            oldest = next((s for s in self._saved if s.memory_bytes), None)
             if oldest is None:
                 return
             self._saved = [s for s in self._saved if s is not oldest]
 
-    def _bring_back(self, saved: _Saved, overlap: int) -> int:
+    def _bring_back(self, saved: Saved, overlap: int) -> int:
         self._saved = [other for other in self._saved if other is not saved]
         if not self._restore(saved.state):
             self.clear()
@@ -196,7 +182,7 @@ class PrefixCache:
         self._live = array("i", saved.tokens)
         self._prompt_length = saved.prompt_length
         if saved.prompt_length - overlap >= self._worth_saving:
-            self._make_room(saved.size)
+            self._make_room(saved.memory_bytes)
             self._saved.append(saved)  # only its beginning is wanted now: its owner may return
         return overlap
 
@@ -207,5 +193,5 @@ class PrefixCache:
         found = self._files.use(state, self._model.restore)
         self.from_disk += found
         if not found:  # it is not on disk any more
-            self._planned = [tokens for tokens in self._planned if tokens is not state.tokens]
+            self._on_disk = [tokens for tokens in self._on_disk if tokens is not state.tokens]
         return found

@@ -41,6 +41,20 @@ class Stored:
     checksum: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """A copy of an evaluated prompt: in memory, or what ``StateFiles`` has of it."""
+
+    tokens: array[int]
+    prompt_length: int
+    state: bytearray | Stored
+
+    @property
+    def memory_bytes(self) -> int:
+        """None while it is on disk."""
+        return 0 if isinstance(self.state, Stored) else len(self.state)
+
+
 class StateFiles:
     """A folder of saved states of one model.
 
@@ -93,26 +107,26 @@ class StateFiles:
             marked.rename(stored.path)
         return True
 
-    def keep(self, states: Sequence[tuple[array[int], int, bytearray | Stored]]) -> int:
+    def keep(self, states: Sequence[Saved]) -> int:
         """Make the folder hold these and nothing else, the last ones first while there is room.
 
         Args:
-            states: tokens, length of the prompt in them, and the state or the file that has it;
-                the most recently used last.
+            states: the most recently used last.
 
         Returns:
             How many are on disk now. Failures are logged: a restart then evaluates again.
         """
         wanted: list[Path] = []
         room = self.budget_bytes
-        for tokens, prompt_length, state in reversed(states):
+        for one in reversed(states):
+            state = one.state
             size = state.size if isinstance(state, Stored) else len(state)
             if size > room:
                 continue
-            path = self._folder / (_name(tokens) + SUFFIX)
+            path = self._folder / (_name(one.tokens) + SUFFIX)
             try:
                 if not isinstance(state, Stored) and not path.exists():
-                    self._write(path, tokens, prompt_length, state)
+                    self._write(path, one.tokens, one.prompt_length, state)
             except OSError as error:
                 log.warning("an evaluated prompt could not be saved: %s", error)
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainers.affect.head import ceiling, tries
+from trainers.affect.head import ceiling, measure, tries
 
 
 def test_reliability_is_what_the_noise_leaves() -> None:
@@ -41,5 +41,5 @@ def test_a_mixing_undoes_the_mixing_that_was_done() -> None:
 
 def test_folds_never_part_a_group() -> None:
     groups = np.repeat(np.arange(40), 3).astype(np.int32)
-    fold = tries.folds_of(groups)
+    fold = measure.folds_of(groups, tries.FOLDS)
     assert all(len(set(fold[groups == g])) == 1 for g in range(40)) and len(set(fold)) > 1

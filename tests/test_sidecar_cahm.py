@@ -295,12 +295,12 @@ def test_the_context_is_cut_at_its_beginning_and_the_message_never(words: int) -
     """Contexts of every length, some of which begin within a word where they are cut."""
     model = TextModel.load(WEIGHTS)
     text = " ".join(["love"] * words)
-    alone = model._read(text, "")
+    alone = model.read(text, "")
     for second in ("unbelievably " * 100, "ab" * 90 + " end", "ok", "x" * 5000, "🙂é" * 200):
-        pair = model._read(text, second)
+        pair = model.read(text, second)
         assert [i for i, kind in zip(pair.ids, pair.kinds, strict=True) if kind == 0] == alone.ids
         assert len(pair.ids) <= 128
-    end = model._read("love", "one two three " * 200 + "the very end").ids
+    end = model.read("love", "one two three " * 200 + "the very end").ids
     assert len(end) == 128
     assert model._tokenizer.decode(end).endswith("three the very end")
 
@@ -311,7 +311,7 @@ def test_a_long_text_is_read_as_its_beginning_without_reading_it_all(text: str) 
     """Beside a long context, the tokenizer's own truncation took all memory."""
     model = TextModel.load(WEIGHTS)
     encoded = model._tokenizer.encode(text[:4096])
-    tokens = model._read(text, text)
+    tokens = model.read(text, text)
     assert tokens.ids[: min(100, len(encoded.ids) - 1)] == encoded.ids[:-1][:100]
     assert len(model._beginning(text)) <= 16 * 128
     assert model.is_cut(text)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecars.chat_engine import ChatEngine, Finished, Prefilled, Started
 from sidecars.prefix_cache import PrefixCache
-from sidecars.state_files import FRESH, SUFFIX, TRYING, StateFiles, Stored
+from sidecars.state_files import FRESH, SUFFIX, TRYING, Saved, StateFiles, Stored
 from tests.fakes.scripted_model import PATIENCE_S, ScriptedModel
 from tests.test_sidecar_engine import Client, ask, engine_with, fill
 
@@ -90,7 +90,7 @@ def test_a_longer_conversation_takes_the_place_of_its_beginning(tmp_path: Path) 
 def test_the_most_recent_conversations_are_kept_within_the_budget(tmp_path: Path) -> None:
     files = files_in(tmp_path, budget=250)
     files.read_all()
-    entries = [(array("i", [n] * 5), 5, bytearray(100)) for n in range(4)]
+    entries = [Saved(array("i", [n] * 5), 5, bytearray(100)) for n in range(4)]
     assert files.keep(entries) == 2
     assert [one.tokens[0] for one in files.read_all()] == [2, 3]
     assert files_in(tmp_path, budget=50).keep(entries) == 0

@@ -115,7 +115,7 @@ def agreement(folder: Path, model: nn.Module, texts: Sequence[str]) -> tuple[flo
     vectors = exported.run(texts)["embedding"]
     cosines = []
     for text, vector in zip(texts, vectors, strict=True):
-        ids = exported._read(text, "").ids
+        ids = exported.read(text, "").ids
         row = torch.tensor([ids])
         with torch.inference_mode():
             exact = model(row, torch.ones_like(row), torch.zeros_like(row))[0].numpy()

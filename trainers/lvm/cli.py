@@ -194,13 +194,11 @@ def frontier(
     from trainers.lvm.frontier import RANKER_WINDOWS, draw, render
     from trainers.lvm.frontier import frontier as look
     from trainers.lvm.store import VectorStore
-    from trainers.lvm.validate import load_model
 
     opened = VectorStore.open(store)
     report = look(
         opened,
-        model=load_model(model, opened) if model is not None else None,
-        name=model.name if model is not None else "ours",
+        **_beside(model, opened),
         split=split,
         windows=windows,
         wish=(cosine, margin),
@@ -235,13 +233,11 @@ def rollout(
     from trainers.lvm.rollout import render
     from trainers.lvm.rollout import rollout as look
     from trainers.lvm.store import VectorStore
-    from trainers.lvm.validate import load_model
 
     opened = VectorStore.open(store)
     report = look(
         opened,
-        model=load_model(model, opened) if model is not None else None,
-        name=model.name if model is not None else "ours",
+        **_beside(model, opened),
         split=split,
         windows=windows,
         seed=seed,
@@ -261,6 +257,15 @@ def compare(arguments: tuple[str, ...]) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"compare needs {error.name}: install limbic-runtime[train]") from error
     module.main(list(arguments))
+
+
+def _beside(folder: Path | None, store: Any) -> dict[str, Any]:
+    """The model to put beside a store's baselines, if one is wanted, and what to call it."""
+    from trainers.lvm.validate import load_model
+
+    if folder is None:
+        return {"model": None, "name": "ours"}
+    return {"model": load_model(folder, store), "name": folder.name}
 
 
 def _validate(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.affect.head.arrays import AXES
+from trainers.affect.head.measure import MOVED, STILL, axis_moves
 
 POOL = Path(__file__).parents[1] / "pool"
 CARELESS = ("1", "1", "1")
@@ -100,12 +101,10 @@ def readings(pool: Path = POOL) -> dict[str, dict[str, float]]:
 
 
 def isolated(moved: NDArray[np.float64], axis: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Of differences [N, 3]: the target axis moved ≥ .35 and the others ≤ .2."""
-    each, others = np.arange(len(moved)), np.abs(moved)
-    target = others[each, axis].copy()
-    others[each, axis] = 0.0
+    """Of differences [N, 3]: the target axis moved far enough, and alone."""
+    target, others = axis_moves(moved, axis)
     # Scores are multiples of .025: rounding must not decide at the edge.
-    far: NDArray[np.bool_] = (target >= 0.35 - 1e-9) & (others.max(1) <= 0.2 + 1e-9)
+    far: NDArray[np.bool_] = (np.abs(target) >= MOVED - 1e-9) & (others <= STILL + 1e-9)
     return far
 
 

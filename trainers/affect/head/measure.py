@@ -17,6 +17,8 @@ Array = NDArray[np.float32]
 # Confidence is the probability that the mean error of the three axes is at most this.
 CLOSE = 0.25
 DRAWS = 1_000
+# A minimal pair is isolated when its axis moves by so much and the others by no more than that.
+MOVED, STILL = 0.35, 0.2
 
 
 def pearson(a: Array, b: Array) -> float:
@@ -81,13 +83,24 @@ def minimal_pairs(data: Prepared, axes: Array, *, clean_only: bool) -> dict[str,
         a, b = a[keep], b[keep]
     axis = data.pair_axis[a]
     moved, wanted = axes[b] - axes[a], data.axes[b] - data.axes[a]
-    each = np.arange(len(a))
-    target, truth = moved[each, axis], wanted[each, axis]
-    others = np.abs(moved).copy()
-    others[each, axis] = 0.0
+    (target, others), (truth, _) = axis_moves(moved, axis), axis_moves(wanted, axis)
     right = np.sign(target) == np.sign(truth)
-    far = right & (np.abs(target) >= 0.35) & (others.max(1) <= 0.2)
+    far = right & (np.abs(target) >= MOVED) & (others <= STILL)
     return {"n": len(a), "right_direction": float(right.mean()), "isolated": float(far.mean())}
+
+
+def axis_moves(moved: Array, axis: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Of differences [N, 3]: how far the axis ``axis`` [N] moved, signed, and the most that another
+    one did."""
+    each, others = np.arange(len(axis)), np.abs(moved)
+    others[each, axis] = 0.0
+    return moved[each, axis], others.max(1)
+
+
+def folds_of(groups: NDArray[np.int32], folds: int) -> NDArray[np.int64]:
+    """A fold for each row, whole groups together."""
+    names, member = np.unique(groups, return_inverse=True)
+    return np.random.default_rng(0).integers(0, folds, len(names))[member]
 
 
 def independence(data: Prepared, axes: Array, part: str = "gold") -> dict[str, float]:

@@ -74,8 +74,7 @@ def fit_arousal(data: Prepared, pooled: Array) -> tuple[Array, float, dict[str, 
     """Weights [384] and bias before tanh, and r on dev, out of fold, by penalty."""
     dev = data.rows("dev", "emobank")
     x, wanted = pooled[dev], np.arctanh(np.clip(data.axes[dev, 2], -0.95, 0.95))
-    groups, member = np.unique(data.groups[dev], return_inverse=True)
-    fold = np.random.default_rng(0).integers(0, FOLDS, len(groups))[member]
+    fold = measure.folds_of(data.groups[dev], FOLDS)
     scores = {}
     for penalty in PENALTIES:
         guess = np.zeros(len(dev), np.float32)

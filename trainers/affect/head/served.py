@@ -33,7 +33,7 @@ def run_onnx(
             places = order[start : start + BATCH]
             ids, mask, kinds = data.batch(part[places])
             feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
-            for name, array in zip(model.outputs, model._session.run(None, feed), strict=True):
+            for name, array in model.infer(feed).items():
                 if name in wanted:
                     shape = (len(part), *array.shape[1:])
                     found.setdefault(name, np.empty(shape, np.float32))[places] = array

@@ -25,6 +25,7 @@ from sidecars.onnx_text import TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.baselines import PENALTIES, frozen_vectors
+from trainers.affect.head.measure import MOVED, STILL
 from trainers.affect.head.report import WEIGHTS
 from trainers.affect.head.served import answers
 
@@ -39,7 +40,7 @@ def pairs_of(y: Array) -> Pairs:
     gap = np.abs(y[j] - y[i])
     found = []
     for axis in range(3):
-        alone = (gap[:, axis] >= 0.35) & (np.delete(gap, axis, 1).max(1) <= 0.2)
+        alone = (gap[:, axis] >= MOVED) & (np.delete(gap, axis, 1).max(1) <= STILL)
         found.append((i[alone], j[alone], np.full(int(alone.sum()), axis)))
     first, second, axis = (np.concatenate(part) for part in zip(*found, strict=True))
     return first, second, axis
@@ -48,16 +49,14 @@ def pairs_of(y: Array) -> Pairs:
 def isolated(p: Array, y: Array, pairs: Pairs) -> float:
     """Share of pairs that predictions move the right way and alone, each axis counting the same."""
     target, others, wanted = _moves(p, y, pairs)
-    good = (target * wanted > 0) & (np.abs(target) >= 0.35) & (others <= 0.2)
+    good = (target * wanted > 0) & (np.abs(target) >= MOVED) & (others <= STILL)
     return float(np.mean([good[pairs[2] == i].mean() for i in range(3) if (pairs[2] == i).any()]))
 
 
 def _moves(p: Array, y: Array, pairs: Pairs) -> tuple[Array, Array, Array]:
     first, second, axis = pairs
-    each, moved = np.arange(len(axis)), p[second] - p[first]
-    target, others = moved[each, axis], np.abs(moved)
-    others[each, axis] = 0.0
-    return target, others.max(1), (y[second] - y[first])[each, axis]
+    target, others = measure.axis_moves(p[second] - p[first], axis)
+    return target, others, measure.axis_moves(y[second] - y[first], axis)[0]
 
 
 def affine(z: Array, y: Array, *, mixed: bool) -> Array:
@@ -84,7 +83,7 @@ def isolating(z: Array, y: Array, penalty: float, seed: int) -> Array:
     def loss(flat: Array) -> float:
         p = corrected(z, flat.reshape(4, 3))
         target, others, wanted = _moves(p, y, pairs)
-        good = soft(target * np.sign(wanted) - 0.35) * soft(0.2 - others)
+        good = soft(target * np.sign(wanted) - MOVED) * soft(STILL - others)
         return float(-(good * share).sum() + penalty * np.abs(p - y).mean())
 
     start = np.vstack([np.eye(3), np.zeros(3)])
@@ -95,12 +94,6 @@ def isolating(z: Array, y: Array, penalty: float, seed: int) -> Array:
 def corrected(z: Array, mixing: Array) -> Array:
     """Axes from ``z`` [n, 3] before tanh."""
     return np.tanh(z @ mixing[:3] + mixing[3])
-
-
-def folds_of(groups: NDArray[np.int32]) -> NDArray[np.int64]:
-    """A fold for each row, whole groups together."""
-    names, member = np.unique(groups, return_inverse=True)
-    return np.random.default_rng(0).integers(0, FOLDS, len(names))[member]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     axes = answers(model, data, np.concatenate(rows), args.cache)["axes"]
     dev = rows[0]
     y, z = data.axes[dev], np.arctanh(np.clip(axes[dev], -0.9999, 0.9999))
-    fold, pairs = folds_of(data.groups[dev]), pairs_of(data.axes[dev])
+    fold, pairs = measure.folds_of(data.groups[dev], FOLDS), pairs_of(data.axes[dev])
 
     def show(name: str, fit: Callable[[Array, Array, int], Array]) -> None:
         p = np.zeros_like(y)
