@@ -71,7 +71,7 @@ class LlamaModel:
             ConfigError: not enough memory for the context.
             LoadCancelled: ``stopping()`` turned true.
         """
-        self._log = _last_errors()
+        self._log = last_errors()
         self._log.clear()
         lib.llama_backend_init()
         self._model: Any = None
@@ -365,7 +365,7 @@ class _LastErrors:
 
 
 @cache
-def _last_errors() -> _LastErrors:
+def last_errors() -> _LastErrors:
     """The one log of the process: the library keeps a bare pointer to it for good."""
     return _LastErrors()
 

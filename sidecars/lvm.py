@@ -128,6 +128,7 @@ class LvmService(Service):
         self._encoder_name = f"{manifest['name']}-{manifest.get('version', '?')}"
         self._model = str(manifest["name"])
         if not self._args.model.exists():
+            progress(f"no predictor at {self._args.model}: the encoder is served alone")
             return ModelInfo(self._model, self._encoder.sha256)
         progress("loading the predictor")
         network = load_network(self._args.model)

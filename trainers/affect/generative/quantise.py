@@ -35,9 +35,9 @@ def quantise(source: Path, out: Path, kind: str, *, threads: int = 1) -> None:
     # Imported here: it loads the native library, which a refusal does not need.
     import llama_cpp.llama_cpp as lib
 
-    from sidecars.llama_model import _last_errors
+    from sidecars.llama_model import last_errors
 
-    errors = _last_errors()
+    errors = last_errors()
     errors.clear()
     params = lib.llama_model_quantize_default_params()
     params.nthread, params.ftype = threads, int(TYPES[kind])
