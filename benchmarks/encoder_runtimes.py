@@ -50,8 +50,8 @@ def in_pytorch(folder: Path, threads: int) -> Runtime:
     """float32, eager."""
     import torch
 
-    from benchmarks.encoder_weights import served_weights
     from trainers.affect.head.network import AffectNet, Served
+    from trainers.affect.head.weights import served_weights
     from trainers.encoder.minilm import MiniLM
 
     torch.set_num_threads(threads)
@@ -138,8 +138,9 @@ def prepare(folder: Path) -> dict[str, tuple[Any, Path, str]]:
     """Write every runtime's file; name → (maker, file, package)."""
     import torch
 
-    from benchmarks.encoder_weights import served_weights, write_gguf
+    from benchmarks.encoder_weights import write_gguf
     from trainers.affect.head.network import AffectNet, Served
+    from trainers.affect.head.weights import served_weights
     from trainers.encoder.export import export_onnx
     from trainers.encoder.minilm import MiniLM
 

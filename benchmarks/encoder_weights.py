@@ -1,73 +1,24 @@
-"""The served affect head's weights, out of its ONNX file: for PyTorch and for llama.cpp.
+"""The served affect head's weights as a GGUF file of llama.cpp's BERT architecture.
 
-The file keeps matrices as int8 in blocks with a scale each; multiplied out they are the float32
-weights of ``trainers.affect.head.network.AffectNet``, and the same numbers go into a GGUF file of
-llama.cpp's BERT architecture. So runtimes are compared on the same weights.
+They are the numbers that ``trainers.affect.head.weights`` multiplies out for PyTorch, so runtimes
+are compared on the same weights.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 Array = NDArray[np.float32]
-ZERO = 128  # of symmetric 8-bit MatMulNBits
 LAYERS = 6
 _BLOCK_NAMES = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output", "up": "ffn_up",
     "down": "ffn_down", "norm1": "attn_output_norm", "norm2": "layer_output_norm",
 }  # fmt: skip
-
-
-def served_weights(folder: Path) -> dict[str, Array]:
-    """Float32 weights of an exported head's folder, by the names of ``AffectNet``."""
-    graph = onnx.load(folder / "model.onnx").graph
-    fixed = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            fixed[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    after = {name: node for node in graph.node for name in node.input}
-    plain = (".bias", "norm.weight", "norm1.weight", "norm2.weight")
-    found: dict[str, Array] = {
-        name.removeprefix("net."): np.asarray(value, np.float32)
-        for name, value in fixed.items()
-        if name.startswith("net.") and name.endswith(plain)
-    }
-    for name, table in fixed.items():
-        if name.endswith(".weight_quantized"):  # looked up, not multiplied: one scale serves all
-            stem = name.removesuffix("_quantized")
-            zero, scale = fixed[f"{stem}_zero_point"], fixed[f"{stem}_scale"]
-            found[stem.removeprefix("net.")] = (table.astype(np.float32) - zero) * scale
-    for node in graph.node:
-        if node.op_type in ("MatMulNBits", "MatMul") and (layer := _layer_of(node, after, fixed)):
-            found[f"{layer}.weight"] = _matrix(node, fixed)
-    return found
-
-
-def _matrix(node: Any, fixed: dict[str, NDArray[Any]]) -> Array:
-    if node.op_type == "MatMul":
-        return np.asarray(next(fixed[name] for name in node.input if name in fixed).T, np.float32)
-    blocks, scales = fixed[node.input[1]], fixed[node.input[2]]
-    rows = blocks.shape[0]
-    whole = (blocks.astype(np.float32) - ZERO) * scales.reshape(rows, -1, 1)
-    width = next(a.i for a in node.attribute if a.name == "K")
-    return np.asarray(whole.reshape(rows, -1)[:, :width], np.float32)
-
-
-def _layer_of(node: Any, after: dict[str, Any], fixed: dict[str, NDArray[Any]]) -> str | None:
-    """The layer that a product belongs to, by the bias that is added to it."""
-    add = after.get(node.output[0])
-    for name in add.input if add is not None else ():
-        if name in fixed and name.startswith("net.") and name.endswith(".bias"):
-            return str(name.removeprefix("net.").removesuffix(".bias"))
-    return None
 
 
 def write_gguf(weights: dict[str, Array], tokenizer: Path, path: Path, *, kind: str) -> None:

@@ -325,6 +325,19 @@ def test_a_chain_that_stopped_goes_on_where_it_was(
     assert second.ran == ["train", "export", "report"]
 
 
+def test_the_full_chain_serves_what_the_larger_encoder_taught(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    chain = {
+        stage.name: stage
+        for stage in reproduce.stages(tmp_path, out, quick=False, lexicon=None, encoder="big")
+    }
+    assert list(chain) == ["build", "prepare", "train", "distil", "export", "report"]
+    taught = str(chain["distil"].output)
+    assert str(chain["train"].output) in chain["distil"].arguments
+    assert taught in chain["export"].arguments and taught != str(chain["train"].output)
+    assert "big" in chain["distil"].arguments
+
+
 def test_a_full_chain_does_not_take_quick_results_for_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

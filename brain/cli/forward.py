@@ -85,6 +85,13 @@ def train_affect(arguments: tuple[str, ...]) -> None:
     run_module("trainers.affect.head.train", list(arguments))
 
 
+@train.command("affect-distil", context_settings=PASS, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train_affect_distil(arguments: tuple[str, ...]) -> None:
+    """An affect head, taught by a larger encoder: see ``trainers.affect.head.distil``."""
+    run_module("trainers.affect.head.distil", list(arguments))
+
+
 @train.command("affect-generative", context_settings=PASS, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train_affect_generative(arguments: tuple[str, ...]) -> None:

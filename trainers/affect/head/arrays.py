@@ -20,7 +20,8 @@ TAGS = (
     "playful_neutral", "safety_edge", "everyday_warm", "everyday_neutral",
 )  # fmt: skip
 PARTS = ("train", "dev", "test", "gold", "pair_a", "pair_b", "unlabelled")
-SOURCES = ("llm_label", "emobank", "intimacy", "goemotions", "xed", "semeval", "chat", "pair")
+SOURCES = ("llm_label", "emobank", "intimacy", "goemotions", "xed", "semeval", "chat", "pair",
+           "variant")  # fmt: skip
 MAX_TOKENS = 128
 _PER_ROW = (
     "axes", "shares", "tags", "emotions", "film", "intensity", "weight", "part", "source", "weak",

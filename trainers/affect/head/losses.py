@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainers.affect.head.arrays import SOURCES
-from trainers.affect.head.network import SCALED_SOURCES, TAGS, AffectNet, Predicted
+from trainers.affect.head.network import SCALED_SOURCES, TAGS, Heads, Predicted
 
 HUBER_DELTA = 0.25
 # safety_edge counts more when it is missed than when it is seen wrongly: recall first.
@@ -20,7 +20,7 @@ def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> T
     return (torch.where(mask, values, torch.zeros_like(values)) * w).sum() / w.sum().clamp(min=1e-6)
 
 
-def on_source_scale(net: AffectNet, axes: Tensor, source: Tensor, weak: Tensor) -> Tensor:
+def on_source_scale(net: Heads, axes: Tensor, source: Tensor, weak: Tensor) -> Tensor:
     """``axes`` [B, 3] mapped to each row's own scale; the labelled pool's is the model's."""
     codes = torch.full_like(source, -1)
     for i, name in enumerate(SCALED_SOURCES):
@@ -31,7 +31,7 @@ def on_source_scale(net: AffectNet, axes: Tensor, source: Tensor, weak: Tensor) 
     return torch.where((codes >= 0)[:, None], mapped, axes)
 
 
-def supervised(net: AffectNet, p: Predicted, t: dict[str, Tensor]) -> Tensor:
+def supervised(net: Heads, p: Predicted, t: dict[str, Tensor]) -> Tensor:
     """Huber on axes and arousal, cross-entropy on tags and emotions, over one mixed batch."""
     measured = ~t["axes"].isnan()
     mapped = on_source_scale(net, p.axes, t["source"], t["weak"])

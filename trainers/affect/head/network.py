@@ -35,40 +35,33 @@ class Predicted:
     embedding: Tensor
 
 
-class AffectNet(nn.Module):
-    """``emotions``, ``film`` and ``intensity`` are the label counts of GoEmotions, XED, SemEval."""
+class Heads(nn.Module):
+    """All heads over one vector a message, [B, width]; ``emotions``, ``film`` and ``intensity`` are
+    the label counts of GoEmotions, XED and SemEval."""
 
     def __init__(
-        self, body: MiniLM, *, emotions: int = 28, film: int = 9, intensity: int = 5
+        self,
+        width: int = HIDDEN,
+        *,
+        dropout: float = 0.1,
+        emotions: int = 28,
+        film: int = 9,
+        intensity: int = 5,
     ) -> None:
         super().__init__()
-        self.body = body
-        self.dropout = nn.Dropout(0.1)
-        self.axes = nn.Sequential(
-            nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, len(AXES))
-        )
-        self.arousal = nn.Linear(HIDDEN, 1)
-        self.spread = nn.Linear(HIDDEN, 1)
-        self.tags = nn.Linear(HIDDEN, len(TAGS))
-        self.emotions = nn.Linear(HIDDEN, emotions)
-        self.film = nn.Linear(HIDDEN, film)
-        self.intensity = nn.Linear(HIDDEN, intensity)
+        self.dropout = nn.Dropout(dropout)
+        self.axes = nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, len(AXES)))
+        self.arousal = nn.Linear(width, 1)
+        self.spread = nn.Linear(width, 1)
+        self.tags = nn.Linear(width, len(TAGS))
+        self.emotions = nn.Linear(width, emotions)
+        self.film = nn.Linear(width, film)
+        self.intensity = nn.Linear(width, intensity)
         self.scale = nn.Parameter(torch.ones(len(SCALED_SOURCES), 3))
         self.shift = nn.Parameter(torch.zeros(len(SCALED_SOURCES), 3))
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-    ) -> Predicted:
-        """int64 [B, T] each."""
-        return self.read(self.pooled(input_ids, attention_mask, token_type_ids))
-
-    def pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """The encoder's vector of each message, [B, 384]."""
-        hidden = self.body(input_ids, attention_mask, token_type_ids)
-        return pool(hidden, attention_mask, token_type_ids)
-
     def read(self, vector: Tensor) -> Predicted:
-        """What the heads say of vectors [B, 384]."""
+        """What the heads say of vectors [B, width]."""
         x = self.dropout(vector)
         return Predicted(
             axes=torch.tanh(self.axes(x)),
@@ -80,6 +73,27 @@ class AffectNet(nn.Module):
             intensity=self.intensity(x),
             embedding=vector,
         )
+
+
+class AffectNet(Heads):
+    """The encoder and its heads; the counts are those of ``Heads``."""
+
+    def __init__(
+        self, body: MiniLM, *, emotions: int = 28, film: int = 9, intensity: int = 5
+    ) -> None:
+        super().__init__(emotions=emotions, film=film, intensity=intensity)
+        self.body = body
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> Predicted:
+        """int64 [B, T] each."""
+        return self.read(self.pooled(input_ids, attention_mask, token_type_ids))
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """The encoder's vector of each message, [B, 384]."""
+        hidden = self.body(input_ids, attention_mask, token_type_ids)
+        return pool(hidden, attention_mask, token_type_ids)
 
 
 class Served(nn.Module):

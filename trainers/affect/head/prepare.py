@@ -1,7 +1,8 @@
 """``python -m trainers.affect.head.prepare --set FOLDER --out FILE.npz``: tokenise a built set.
 
 Reads what ``limbic data build`` wrote, refuses gold among the training rows, and adds unlabelled
-chat messages (``--chat``) on which a student may be taught by its teachers.
+messages on which a student may be taught by its teachers: chat (``--chat``) and variants of the
+pool's training messages (``--variants``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tokenizers import Tokenizer
 from sidecars.onnx_text import TOKENIZER_FILE
 from trainers.affect.gold import GoldGuard
 from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
+from trainers.affect.head.texts import write_texts
+from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.shards import load_part
 
 POOL = Path(__file__).parents[1] / "pool"
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chat", type=Path, action="append", default=[], help="docs.jsonl.gz")
     parser.add_argument("--chat-rows", type=int, default=60_000)
+    parser.add_argument("--variants", type=int, default=0, help="of each message of the pool")
     parser.add_argument("--most", type=int, default=0,
                         help="train rows of a source, and a quarter of it in dev and test for"
                         " sources of emotions alone (0: all)")  # fmt: skip
@@ -60,10 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         "intensity": label_names(auxiliary, "semeval"),
     }
     records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
+    if args.variants:
+        records += variants(records, _neighbours(), args.variants, args.seed)
     arrays = _arrays(records, names)
     arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
+    write_texts(args.out, str(arrays["digest"]), records)
     # The array file comes last and whole: where it is, the stage is done.
     part = args.out.with_name(f"{args.out.name}.part")
     with part.open("wb") as file:
@@ -128,6 +135,17 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
                                       "part": "unlabelled"})  # fmt: skip
     picked = np.random.default_rng(seed).permutation(len(found))[:limit]
     return [found[i] for i in picked]
+
+
+def _neighbours() -> Neighbours:
+    # Imported here: only variants need PyTorch, for the encoder's word table.
+    from safetensors.numpy import load_file
+
+    from trainers.encoder.minilm import package_folder
+
+    weights = load_file(package_folder() / "model.safetensors")
+    table = weights["embeddings.word_embeddings.weight"].astype(np.float32)
+    return Neighbours(json.loads(TOKENIZER.read_text())["model"]["vocab"], table)
 
 
 def _arrays(records: list[dict[str, Any]], names: dict[str, list[str]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """``python -m trainers.affect.head.reproduce``: the shipped head, from public data to figures.
 
 Stages, each a command that can be run alone: build the set, prepare arrays, train teachers and a
-student, export, report (with the baselines). A stage whose output is there is skipped, and every
+student, let it learn from a larger encoder, export, fit the arousal head, report (with the
+baselines). A stage whose output is there is skipped, and every
 output is written last and whole, so a chain that was stopped or killed goes on where it was.
 ``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
 1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
@@ -28,6 +29,8 @@ QUICK = (
     "--mode", "frozen", "--teachers", "0", "--steps", "600", "--device", "cpu",
 )  # fmt: skip
 QUICK_ROWS = 1000
+FULL = ("--student-steps", "1600")
+VARIANTS = 3
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
@@ -43,22 +46,29 @@ class Stage:
     arguments: tuple[str, ...]
 
 
-def stages(data: Path, out: Path, *, quick: bool, lexicon: Path | None) -> list[Stage]:
+def stages(
+    data: Path, out: Path, *, quick: bool, lexicon: Path | None, encoder: str | None = None
+) -> list[Stage]:
     """The chain for one folder of public data and one of results."""
     arrays, run, model = out / "affect.npz", out / "run", out / "model"
     chats = [data / "corpora" / name / "docs.jsonl.gz" for name in CORPORA]
     chat = [text for path in chats if path.exists() and not quick for text in ("--chat", str(path))]
     words = ("--lexicon", str(lexicon)) if lexicon else ()
     kept = ("--cache", str(out / "cache"))
-    head = run / "head.safetensors"
+    first, distilled = run / "head.safetensors", out / "distilled"
+    head = first if quick else distilled / "head.safetensors"
+    wide = Stage("distil", head, "trainers.affect.head.distil",
+                 ("--data", str(arrays), "--head", str(first), "--out", str(distilled),
+                  *(("--encoder", encoder) if encoder else ())))  # fmt: skip
     return [
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
               ("build", "--data", str(data), "--out", str(out / "set"))),
         Stage("prepare", arrays, "trainers.affect.head.prepare",
               ("--set", str(out / "set"), "--out", str(arrays), *chat,
-               *(("--most", str(QUICK_ROWS)) if quick else ()))),
-        Stage("train", head, "trainers.affect.head.train",
-              ("--data", str(arrays), "--out", str(run), *(QUICK if quick else ()))),
+               *(("--most", str(QUICK_ROWS)) if quick else ("--variants", str(VARIANTS))))),
+        Stage("train", first, "trainers.affect.head.train",
+              ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL))),
+        *(() if quick else (wide,)),
         Stage("export", model / "metrics.txt", "trainers.affect.head.export",
               ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept)),
         Stage("report", out / "report" / "affect-report.md", "trainers.affect.head.report",
@@ -143,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
     parser.add_argument("--generative", action="store_true", help="the generative head instead")
+    parser.add_argument("--encoder", help="of the wide teachers: a model folder or a hub's name")
     parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt (default: in the data)")
     args = parser.parse_args(argv)
     if not args.data.is_dir():
@@ -155,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.generative:
         chain = generative_stages(args.data, args.out, quick=args.quick)
     else:
-        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon)
+        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon, encoder=args.encoder)
     if said.exists() and json.loads(said.read_text()) != kind:
         parser.error(f"{args.out}: holds a {'full' if args.quick else 'quick'} chain;"
                      " give another --out")  # fmt: skip

@@ -133,10 +133,10 @@ def fit(
     body = [p for p in net.body.parameters() if p.requires_grad]
     groups = [{"params": heads, "lr": recipe.head_rate}]
     if body:
-        rate = recipe.learning_rate if recipe.mode == "full" else 5 * recipe.learning_rate
-        groups.append({"params": body, "lr": rate})
+        top = recipe.learning_rate if recipe.mode == "full" else 5 * recipe.learning_rate
+        groups.append({"params": body, "lr": top})
     optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _rate(s, steps, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: rate(s, steps, recipe.warmup))
     average = {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad}
     checkpoint, first = run / f"{name}.ckpt", 0
     if checkpoint.exists():
@@ -151,7 +151,7 @@ def fit(
         rows = sampler.labelled(step)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             answer = _answer(net, data, rows, device, vectors)
-            loss = supervised(net, answer, _targets(data, rows, device))
+            loss = supervised(net, answer, targets(data, rows, device))
             if recipe.decorrelation:
                 pool = sampler.balanced(step, recipe.decorrelation_rows)
                 axes = _answer(net, data, pool, device, vectors).axes.float()
@@ -168,15 +168,15 @@ def fit(
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        keep = min(recipe.ema, (1 + step) / (10 + step))
+        kept = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for n, p in net.named_parameters():
                 if n in average:
-                    average[n].lerp_(p, 1 - keep)
+                    average[n].lerp_(p, 1 - kept)
         if step % 50 == 0 or step + 1 == steps:
-            _log(run, name, step, float(loss.detach()), started)
+            log(run, name, step, float(loss.detach()), started)
         if step % 500 == 499 and step + 1 < steps:
-            _save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
+            save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                "schedule": schedule.state_dict(), "average": average,
                                "step": step + 1})  # fmt: skip
     net.load_state_dict(average, strict=False)
@@ -201,23 +201,35 @@ def predict(
         part = ordered[start : start + batch]
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             p = _answer(net, data, part, device, vectors)
-        for name in OUTPUTS:
-            value = getattr(p, name).float()
-            value = value.sigmoid() if name not in ("axes", "arousal") else value
-            array = value.cpu().numpy()
-            if name not in found:
-                found[name] = np.full((len(data.part), *array.shape[1:]), np.nan, np.float32)
-            found[name][part] = array
+        keep(found, p, part, len(data.part))
     return found
+
+
+def keep(
+    found: dict[str, NDArray[np.float32]], p: Predicted, rows: NDArray[np.int64], total: int
+) -> None:
+    """Put what was predicted of ``rows`` into arrays over ``total`` rows, NaN elsewhere; logits
+    become probabilities."""
+    for name in OUTPUTS:
+        value = getattr(p, name).float()
+        value = value.sigmoid() if name not in ("axes", "arousal") else value
+        array = value.cpu().numpy()
+        if name not in found:
+            found[name] = np.full((total, *array.shape[1:]), np.nan, np.float32)
+        found[name][rows] = array
 
 
 def report(
     run: Path, name: str, data: Prepared, outputs: dict[str, NDArray[np.float32]]
 ) -> dict[str, Any]:
-    """Measure one model, write ``NAME.json``, print its summary."""
+    """Measure one model, write ``NAME.json``, print its summary; emotions only where it was run on
+    the published rows."""
+    rows = np.concatenate([data.rows(part, "goemotions") for part in ("dev", "test")])
+    emotions = outputs["emotions"]
     table = measure.everything(
-        data, outputs["axes"], arousal=outputs["arousal"], emotions=outputs["emotions"]
-    )
+        data, outputs["axes"], arousal=outputs["arousal"],
+        emotions=None if np.isnan(emotions[rows]).any() else emotions,
+    )  # fmt: skip
     (run / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
     line = " ".join(f"{k}={v:.3f}" for k, v, _ in measure.summary(table))
     print(f"[{name}] {line}", flush=True)
@@ -332,26 +344,30 @@ def _answer(
     return net.read(torch.as_tensor(vectors[rows], device=device))
 
 
-def _targets(data: Prepared, rows: NDArray[np.int64], device: str) -> dict[str, Tensor]:
-    targets = {k: torch.as_tensor(getattr(data, k)[rows], device=device) for k in TARGETS}
-    targets["source"] = targets["source"].long()
-    return targets
+def targets(data: Prepared, rows: NDArray[np.int64], device: str) -> dict[str, Tensor]:
+    """Labels of some rows, NaN where nobody measured."""
+    found = {k: torch.as_tensor(getattr(data, k)[rows], device=device) for k in TARGETS}
+    found["source"] = found["source"].long()
+    return found
 
 
-def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    warm = max(1, int(recipe.warmup * steps))
+def rate(step: int, steps: int, warmup: float) -> float:
+    """The share of the top rate at a step: up over ``warmup`` of the steps, then down to 0."""
+    warm = max(1, int(warmup * steps))
     return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
 
 
-def _log(run: Path, name: str, step: int, loss: float, started: float) -> None:
+def log(run: Path, name: str, step: int, loss: float, started: float) -> None:
+    """A line of the run's log, and now and then one on the terminal."""
     line = {"model": name, "step": step, "loss": loss, "seconds": time.monotonic() - started}
-    with (run / "log.jsonl").open("a") as log:
-        log.write(json.dumps(line) + "\n")
+    with (run / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
     if step % 300 == 0:
         print(f"{name} step {step} loss {loss:.4f} {line['seconds']:.0f} s", flush=True)
 
 
-def _save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any]) -> None:
+    """A checkpoint, whole or not at all."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)

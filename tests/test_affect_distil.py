@@ -1,0 +1,238 @@
+"""A head taught by a larger encoder: variants, its vectors, what is chosen on dev, a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from tests.test_affect_head_training import prepared, saved
+from trainers.affect.head import distil, texts, train, wide
+from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
+from trainers.affect.head.texts import Message
+from trainers.affect.head.variants import Neighbours, variants
+from trainers.affect.head.weights import served_weights
+
+SERVED = Path(__file__).parents[1] / "sidecars" / "weights" / "cahm"
+
+
+def near() -> Neighbours:
+    words = ["love", "hate", "like", "warm", "cold", "##ing", "a", "[CLS]"]
+    table = np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32)
+    return Neighbours({w: i for i, w in enumerate(words)}, table)
+
+
+def record(text: str, **more: Any) -> dict[str, Any]:
+    return {"text": text, "source": "llm_label", "part": "train", "group": "g1",
+            "context": ["before"], **more}  # fmt: skip
+
+
+def test_a_variant_changes_a_word_and_keeps_shape_and_group() -> None:
+    found = variants([record('"Love is WARM!')], near(), 40, seed=0)
+    assert len({v["text"] for v in found}) == len(found) > 5
+    for v in found:
+        assert v["part"] == "unlabelled" and v["source"] == "variant" and v["group"] == "g1"
+        first, middle, last = v["text"].split()
+        assert (first, middle, last) != ('"Love', "is", "WARM!") and middle == "is"
+        assert first[0] == '"' and first[1].isupper() and first[2:].islower()
+        assert last.isupper() and last.endswith("!")
+    assert {bool(v["context"]) for v in found} == {True, False}
+    assert variants([record('"Love is WARM!')], near(), 40, seed=0) == found
+
+
+def test_only_training_messages_of_the_pool_have_variants() -> None:
+    others = [record("love", part="dev"), record("love", part="gold"),
+              record("love", source="emobank"), record("nothing known"),
+              record(" ".join(["love"] * 61))]  # fmt: skip
+    assert variants(others, near(), 5, seed=0) == []
+
+
+def test_texts_come_back_and_another_sets_are_refused(tmp_path: Path) -> None:
+    data, arrays = prepared(per_part=1), tmp_path / "set.npz"
+    rows = [{"text": f"t{i}\n", "context": ["a", "b"][: i % 3]} for i in range(len(data.part))]
+    texts.write_texts(arrays, data.digest, rows)
+    first = texts.texts_file(arrays).read_bytes()
+    found = texts.read_texts(arrays, data)
+    assert found[2] == Message("t2\n", ("a", "b")) and found[0].context == ()
+    texts.write_texts(arrays, data.digest, rows)
+    assert texts.texts_file(arrays).read_bytes() == first
+    with pytest.raises(ValueError, match="another set"):
+        texts.read_texts(arrays, prepared(per_part=2))
+    texts.texts_file(arrays).write_bytes(first[:40])
+    with pytest.raises(ValueError, match="run prepare again"):
+        texts.read_texts(arrays, data)
+
+
+class Fake:
+    """Says of a message what its length is; may break after some."""
+
+    digest, layers, width = "fake", (1,), 3
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self.asked: list[str] = []
+        self._breaks_at = breaks_at
+
+    def vectors(self, messages: Sequence[Message]) -> NDArray[np.float16]:
+        if self._breaks_at is not None and len(self.asked) >= self._breaks_at:
+            raise KeyboardInterrupt
+        self.asked += [m.text for m in messages]
+        return np.asarray([[len(m.text), 1, 2] for m in messages], np.float16)
+
+
+def test_vectors_are_computed_once_and_a_broken_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide, "PER_FILE", 4)
+    data = prepared(per_part=2)
+    messages = [Message("x" * (i + 1)) for i in range(len(data.part))]
+    rows = np.array([9, 0, 5, 3, 7, 2, 11, 1, 12])
+    broken = Fake(breaks_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        wide.wide_vectors(broken, messages, data, rows, tmp_path)
+    fresh = Fake()
+    found = wide.wide_vectors(fresh, messages, data, rows, tmp_path)
+    assert found[:, 0].tolist() == [row + 1 for row in rows]
+    assert len(broken.asked) == 4 and len(fresh.asked) == 5
+    again = Fake(breaks_at=0)
+    assert np.array_equal(
+        wide.wide_vectors(again, messages, data, rows[::-1], tmp_path), found[::-1]
+    )
+    other = Fake()
+    other.digest = "another"
+    with pytest.raises(ValueError, match="another encoder"):
+        wide.wide_vectors(other, messages, data, rows, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random encoder of two layers, as a model folder."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=32)  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(SERVED / "tokenizer.json"), pad_token="[PAD]", cls_token="[CLS]",
+        sep_token="[SEP]", unk_token="[UNK]",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_a_wide_vector_depends_on_the_context_and_not_on_the_batch(tiny: Path) -> None:
+    encoder = wide.WideEncoder(str(tiny), (1, 2))
+    assert encoder.width == 32
+    one = encoder.vectors([Message("i am fine")]).astype(np.float32)
+    many = [Message("i am fine"), Message("a much longer line than that, said slowly"),
+            Message("i am fine", ("you look sad",))]  # fmt: skip
+    batch = encoder.vectors(many).astype(np.float32)
+    assert np.allclose(one[0], batch[0], atol=2e-3)
+    assert not np.allclose(batch[0], batch[2], atol=2e-3)
+    with pytest.raises(ValueError, match="layers 1 to 3"):
+        wide.WideEncoder(str(tiny), (4,))
+
+
+def test_the_better_source_of_each_output_is_chosen_on_dev() -> None:
+    data = prepared(per_part=60)
+    rng = np.random.default_rng(0)
+    truth = np.nan_to_num(data.axes)
+    noise = rng.uniform(-1, 1, truth.shape).astype(np.float32)
+    good = {"axes": truth, "arousal": noise[:, 2], "tags": data.tags, "emotions": data.emotions}
+    poor = {"axes": noise, "arousal": truth[:, 2], "tags": 1 - data.tags,
+            "emotions": 1 - data.emotions}  # fmt: skip
+    shares = distil.choose_shares(data, good, poor)
+    assert shares == {"axes": 1.0, "arousal": 0.0, "tags": 1.0}
+    both = distil.mixed(good, poor, shares)
+    assert np.array_equal(both["axes"], truth) and np.array_equal(both["tags"], data.tags)
+    assert np.array_equal(both["emotions"], poor["emotions"])
+
+
+def with_variants(per_part: int) -> Prepared:
+    """Every second unlabelled row as a variant."""
+    data = prepared(per_part)
+    source = data.source.copy()
+    source[data.rows("unlabelled")[::2]] = SOURCES.index("variant")
+    return prepared(per_part, source=source)
+
+
+def test_a_step_draws_no_row_that_may_not_teach() -> None:
+    data = with_variants(12)
+    rows = wide.choose(data, limit=2, seed=0)
+    assert (data.source[rows] == SOURCES.index("variant")).sum() == 6
+    assert ((data.source == SOURCES.index("chat"))[rows]).sum() == 2
+    draw = distil.Draw(data, rows, distil.Recipe())
+    allowed = {PARTS.index("train"), PARTS.index("unlabelled")}
+    seen = np.concatenate([draw.rows(step) for step in range(20)])
+    assert set(data.part[seen]) == allowed and set(seen) <= set(rows)
+    assert np.array_equal(draw.rows(7), draw.rows(7))
+
+
+def test_the_shipped_head_is_where_a_run_may_start() -> None:
+    net = distil.start_head(SERVED, prepared())
+    wanted = served_weights(SERVED)
+    assert "arousal.weight" in wanted and "body.blocks.5.down.weight" in wanted
+    for name, value in wanted.items():
+        assert np.array_equal(net.state_dict()[name].numpy(), value), name
+
+
+@pytest.mark.model
+def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = with_variants(96)
+    arrays, run = saved(data, tmp_path / "set.npz"), tmp_path / "run"
+    texts.write_texts(arrays, data.digest, [{"text": f"line {i}"} for i in range(len(data.part))])
+    few = ["--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--chat", "2",
+           "--variant", "2"]  # fmt: skip
+    argv = ["--data", str(arrays), "--head", str(SERVED), "--out", str(run), "--encoder", str(tiny),
+            "--layers", "1,2", "--steps", "3", "--teachers", "2", "--teacher-steps", "3",
+            "--limit", "4", *few]  # fmt: skip
+    monkeypatch.setattr(distil, "SAVE_EVERY", 1)
+    honest, steps = train.log, []
+
+    def log(folder: Path, name: str, step: int, loss: float, started: float) -> None:
+        steps.append(step)
+        honest(folder, name, step, loss, started)
+        if len(steps) == 1:
+            return
+        monkeypatch.setattr(train, "log", honest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "log", log)
+    with pytest.raises(KeyboardInterrupt):
+        distil.main(argv)
+    assert steps == [0, 2] and (run / "student.ckpt").exists()
+    assert distil.main(argv) == 0
+    assert not (run / "student.ckpt").exists()
+    said = capsys.readouterr().out
+    assert said.count("wide vectors") == 1 and "share of the wide teachers" in said
+    for name in ("wide0", "wide1", "wide", "before", "teacher", "student"):
+        assert json.loads((run / f"{name}.json").read_text())["gold"]
+    before = load_file(run / "head.safetensors")
+    assert distil.main(argv) == 0
+    after = load_file(run / "head.safetensors")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not torch.equal(before["axes.0.weight"],
+                           torch.tensor(served_weights(SERVED)["axes.0.weight"]))  # fmt: skip
+
+
+def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = prepared()
+    arrays = saved(data, tmp_path / "set.npz")
+    argv = ["--data", str(arrays), "--head", str(SERVED), "--out", str(tmp_path / "run"),
+            "--encoder", str(tmp_path / "none")]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        distil.main(argv)
+    assert end.value.code == 2 and "run prepare again" in capsys.readouterr().err
+    texts.write_texts(arrays, data.digest, [{"text": "x"}] * len(data.part))
+    with pytest.raises(SystemExit):
+        distil.main(argv)
+    assert str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
