@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import prepared, saved
-from trainers.affect.head import distil, texts, train, wide
-from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
+from trainers.affect.head import curves, distil, texts, train, wide
+from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.head.weights import served_weights
@@ -198,9 +198,9 @@ def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
     monkeypatch.setattr(distil, "SAVE_EVERY", 1)
     honest, steps = train.log, []
 
-    def log(folder: Path, name: str, step: int, loss: float, started: float) -> None:
+    def log(folder: Path, name: str, step: int, *rest: Any) -> None:
         steps.append(step)
-        honest(folder, name, step, loss, started)
+        honest(folder, name, step, *rest)
         if len(steps) == 1:
             return
         monkeypatch.setattr(train, "log", honest)
@@ -216,6 +216,10 @@ def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
     assert said.count("wide vectors") == 1 and "share of the wide teachers" in said
     for name in ("wide0", "wide1", "wide", "before", "teacher", "student"):
         assert json.loads((run / f"{name}.json").read_text())["gold"]
+    log_lines = curves.read(run)["student"]
+    assert [line["step"] for line in log_lines] == [0, 2]
+    assert all(set(line["dev"]) == set(AXES) for line in log_lines)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     before = load_file(run / "head.safetensors")
     assert distil.main(argv) == 0
     after = load_file(run / "head.safetensors")

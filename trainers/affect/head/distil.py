@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers.affect.head import measure, train
+from trainers.affect.head import curves, measure, train
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.network import AffectNet, Heads, Predicted
@@ -236,12 +236,16 @@ def student(
         with torch.no_grad():
             for n, p in net.named_parameters():
                 average[n].lerp_(p, 1 - kept)
-        if step % 20 == 0 or step + 1 == recipe.steps:
-            train.log(run, "distil", step, float(loss.detach()), began)
-        if step % SAVE_EVERY == SAVE_EVERY - 1 and step + 1 < recipe.steps:
+        last = step + 1 == recipe.steps
+        if step % 20 == 0 or last:
+            look = step % train.DEV_EVERY == 0 or last
+            dev = train.dev_r(net, data, device) if look else None
+            train.log(run, "student", step, float(loss.detach()), began, dev)
+        if step % SAVE_EVERY == SAVE_EVERY - 1 and not last:
             train.save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                     "average": average, "step": step + 1})  # fmt: skip
     net.load_state_dict(average)
+    curves.draw(run)
     return net.eval()
 
 

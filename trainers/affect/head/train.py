@@ -4,7 +4,7 @@ Several teachers differ in their seed alone; the student learns the labels and t
 on labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
 Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
 heads alone, on vectors that the encoder computes once. A stopped run continues from its last
-checkpoint when the command is repeated.
+checkpoint when the command is repeated. ``RUN/log.jsonl`` and ``RUN/curves.png`` show how it went.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers.affect.head import measure
-from trainers.affect.head.arrays import Prepared
+from trainers.affect.head import curves, measure
+from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.network import AffectNet, Predicted
 from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
+DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
 OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
 
 
@@ -173,14 +174,19 @@ def fit(
             for n, p in net.named_parameters():
                 if n in average:
                     average[n].lerp_(p, 1 - kept)
-        if step % 50 == 0 or step + 1 == steps:
-            log(run, name, step, float(loss.detach()), started)
+        last = step + 1 == steps
+        if step % 50 == 0 or last:
+            dev = None
+            if step % DEV_EVERY == 0 or last:
+                dev = dev_r(net, data, device, vectors)
+            log(run, name, step, float(loss.detach()), started, dev)
         if step % 500 == 499 and step + 1 < steps:
             save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                "schedule": schedule.state_dict(), "average": average,
                                "step": step + 1})  # fmt: skip
     net.load_state_dict(average, strict=False)
     checkpoint.unlink(missing_ok=True)
+    curves.draw(run)
     return net.eval()
 
 
@@ -357,13 +363,32 @@ def rate(step: int, steps: int, warmup: float) -> float:
     return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
 
 
-def log(run: Path, name: str, step: int, loss: float, started: float) -> None:
+def log(
+    run: Path, name: str, step: int, loss: float, started: float, dev: dict[str, float] | None
+) -> None:
     """A line of the run's log, and now and then one on the terminal."""
     line = {"model": name, "step": step, "loss": loss, "seconds": time.monotonic() - started}
-    with (run / "log.jsonl").open("a") as file:
+    said = ""
+    if dev is not None:
+        line["dev"] = dev
+        said = ", dev " + " ".join(f"{axis} {r:.3f}" for axis, r in dev.items())
+    with (run / curves.LOG_FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
-    if step % 300 == 0:
-        print(f"{name} step {step} loss {loss:.4f} {line['seconds']:.0f} s", flush=True)
+    if said or step % 300 == 0:
+        print(f"{name} step {step} loss {loss:.4f} {line['seconds']:.0f} s{said}", flush=True)
+
+
+def dev_r(
+    net: AffectNet, data: Prepared, device: str, vectors: NDArray[np.float32] | None = None
+) -> dict[str, float]:
+    """r of each axis with the labelled pool's dev rows; leaves ``net`` in training mode."""
+    rows = data.rows("dev", "llm_label")
+    found = predict(net.eval(), data, rows, device, batch=128, vectors=vectors)
+    net.train()
+    return {
+        axis: round(measure.pearson(found["axes"][rows, i], data.axes[rows, i]), 4)
+        for i, axis in enumerate(AXES)
+    }
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
