@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import prepared, saved
-from trainers.affect.head import curves, distil, texts, train, wide
+from trainers.affect.head import curves, distil, distil_teachers, texts, train, wide
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
@@ -148,9 +148,9 @@ def test_the_better_source_of_each_output_is_chosen_on_dev() -> None:
     good = {"axes": truth, "arousal": noise[:, 2], "tags": data.tags, "emotions": data.emotions}
     poor = {"axes": noise, "arousal": truth[:, 2], "tags": 1 - data.tags,
             "emotions": 1 - data.emotions}  # fmt: skip
-    shares = distil.choose_shares(data, good, poor)
-    assert shares == {"axes": 1.0, "arousal": 0.0, "tags": 1.0}
-    both = distil.mixed(good, poor, shares)
+    shares = distil_teachers.choose_shares(data, good, poor)
+    assert shares == {"axes": 1.0, "emobank valence": 1.0, "arousal": 0.0, "tags": 1.0}
+    both = distil_teachers.mixed(data, good, poor, shares)
     assert np.array_equal(both["axes"], truth) and np.array_equal(both["tags"], data.tags)
     assert np.array_equal(both["emotions"], poor["emotions"])
 
@@ -168,7 +168,7 @@ def test_a_step_draws_no_row_that_may_not_teach() -> None:
     rows = wide.choose(data, limit=2, seed=0)
     assert (data.source[rows] == SOURCES.index("variant")).sum() == 6
     assert ((data.source == SOURCES.index("chat"))[rows]).sum() == 2
-    draw = distil.Draw(data, rows, distil.Recipe())
+    draw = distil_teachers.Draw(data, rows, distil_teachers.Recipe())
     allowed = {PARTS.index("train"), PARTS.index("unlabelled")}
     seen = np.concatenate([draw.rows(step) for step in range(20)])
     assert set(data.part[seen]) == allowed and set(seen) <= set(rows)
@@ -240,3 +240,26 @@ def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         distil.main(argv)
     assert str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ridge_on_emobank_takes_its_rows_and_arousal_and_nothing_else() -> None:
+    data = prepared(per_part=80)
+    rng = np.random.default_rng(0)
+    rows = np.flatnonzero(data.source == SOURCES.index("emobank"))
+    rows = np.union1d(rows, data.rows("gold"))
+    vectors = rng.normal(size=(len(rows), 8)).astype(np.float32)
+    axes = data.axes.copy()
+    emobank = data.source[rows] == SOURCES.index("emobank")
+    axes[rows[emobank], 0] = 0.1 * vectors[emobank, 0]
+    axes[rows[emobank], 2] = 0.1 * vectors[emobank, 1]
+    data = prepared(per_part=80, axes=axes)
+    count = len(data.part)
+    wide = {"axes": rng.uniform(-1, 1, (count, 3)).astype(np.float32),
+            "arousal": np.zeros(count, np.float32)}  # fmt: skip
+    found = distil_teachers.published_teacher(data, vectors, rows, wide)
+    own, other = rows[emobank], rows[~emobank]
+    assert np.corrcoef(found["axes"][own, 0], vectors[emobank, 0])[0, 1] > 0.7
+    assert found["axes"][own, 0].std() == pytest.approx(wide["axes"][own, 0].std(), rel=1e-3)
+    assert np.corrcoef(found["arousal"][rows], vectors[:, 1])[0, 1] > 0.7
+    assert np.array_equal(found["axes"][other], wide["axes"][other])
+    assert np.array_equal(found["axes"][:, 1:], wide["axes"][:, 1:])

@@ -14,166 +14,35 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from trainers.affect.head import curves, measure, train
-from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
-from trainers.affect.head.losses import decorrelation, imitate, supervised
-from trainers.affect.head.network import AffectNet, Heads, Predicted
+from trainers.affect.head import curves, train
+from trainers.affect.head.arrays import Prepared
+from trainers.affect.head.distil_teachers import (
+    Draw,
+    Outputs,
+    Recipe,
+    Rows,
+    choose_shares,
+    loss_of,
+    mixed,
+    published_teacher,
+    standardised,
+    teach,
+)
+from trainers.affect.head.losses import imitate
+from trainers.affect.head.network import AffectNet, Predicted
 from trainers.affect.head.texts import read_texts
 from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide_vectors
 from trainers.encoder.minilm import load_minilm
 
-Array = NDArray[np.float32]
-Rows = NDArray[np.int64]
-Outputs = dict[str, Array]
-UNLABELLED = ("chat", "variant")
 SAVE_EVERY = 100
 CHUNKS = 4  # a step's rows, sorted by length, go through the encoder in so many batches
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One run. ``pool`` … ``chat`` are rows a step for the student."""
-
-    seed: int = 0
-    limit: int = 3_000
-    teachers: int = 3
-    teacher_steps: int = 1200
-    teacher_rate: float = 5e-4
-    teacher_dropout: float = 0.4
-    steps: int = 1300
-    pool: int = 24
-    emobank: int = 20
-    intimacy: int = 6
-    semeval: int = 2
-    xed: int = 6
-    goemotions: int = 14
-    chat: int = 8
-    variant: int = 24
-    learning_rate: float = 4e-5
-    head_rate: float = 4e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    decorrelation: float = 0.1
-    imitation: float = 1.0
-    ema: float = 0.995
-
-
-class Draw:
-    """Mixed batches out of the rows that have vectors, reproducible by seed and step.
-
-    Half of the pool's rows are drawn by their cell-balancing weight, so that rare cells count.
-    """
-
-    def __init__(self, data: Prepared, rows: Rows, recipe: Recipe) -> None:
-        self._seed, self._data = recipe.seed, data
-        places = {"llm_label": recipe.pool}
-        places |= {n: getattr(recipe, n) for n in ("emobank", "intimacy", "semeval", "xed",
-                                                   "goemotions", *UNLABELLED)}  # fmt: skip
-        self._parts = []
-        for name, count in places.items():
-            part = data.rows("unlabelled" if name in UNLABELLED else "train", name)
-            part = part[np.isin(part, rows)]
-            if len(part) and count:
-                self._parts.append((name, part, count))
-        self.all = np.concatenate([part for _, part, _ in self._parts])
-
-    def rows(self, step: int, times: int = 1, seed: int = 0) -> Rows:
-        """Rows of one step, ``times`` as many as the recipe's."""
-        rng = np.random.default_rng((self._seed, seed, step))
-        found = []
-        for name, part, count in self._parts:
-            n = count * times
-            if name == "llm_label":
-                weight = self._data.weight[part].astype(np.float64)
-                found.append(rng.choice(part, n // 2, p=weight / weight.sum()))
-                n -= n // 2
-            found.append(rng.choice(part, n))
-        return np.concatenate(found)
-
-
-def pool_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
-    """Which rows are of the labelled pool: the ones whose predicted axes are decorrelated."""
-    return np.asarray(data.source[rows] == SOURCES.index("llm_label"))
-
-
-def loss_of(
-    net: Heads, data: Prepared, rows: Rows, answer: Predicted, recipe: Recipe, device: str
-) -> Tensor:
-    """Labels, and independence of the axes over the pool's rows of the step."""
-    loss = supervised(net, answer, train.targets(data, rows, device))
-    chosen = torch.as_tensor(pool_of(data, rows), device=device)
-    if recipe.decorrelation and int(chosen.sum()) > 3:
-        loss = loss + recipe.decorrelation * decorrelation(answer.axes.float()[chosen])
-    return loss
-
-
-def wide_teacher(
-    data: Prepared, vectors: Array, place: Rows, draw: Draw, recipe: Recipe, seed: int, device: str
-) -> Heads:
-    """Heads on wide vectors [n, width], standardised; ``place`` maps rows of the set to them."""
-    torch.manual_seed(seed)
-    widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
-    net = Heads(vectors.shape[1], dropout=recipe.teacher_dropout, **widths).to(device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.teacher_rate, weight_decay=0.05)
-    for step in range(recipe.teacher_steps):
-        rows = draw.rows(step, times=4, seed=seed)
-        rows = rows[data.part[rows] == PARTS.index("train")]
-        rate = train.rate(step, recipe.teacher_steps, recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.teacher_rate * rate
-        answer = net.read(torch.as_tensor(vectors[place[rows]], device=device))
-        loss = loss_of(net, data, rows, answer, recipe, device)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-    return net.eval()
-
-
-@torch.inference_mode()
-def read_all(net: Heads, vectors: Array, rows: Rows, total: int, device: str) -> Outputs:
-    """Probabilities and scores over all ``total`` rows, NaN outside ``rows``."""
-    found: Outputs = {}
-    for start in range(0, len(rows), 4096):
-        part = slice(start, start + 4096)
-        answer = net.read(torch.as_tensor(vectors[part], device=device))
-        train.keep(found, answer, rows[part], total)
-    return found
-
-
-def mixed(wide: Outputs, own: Outputs, share: dict[str, float]) -> Outputs:
-    """``share`` of the wide teachers in each output, the rest what the head said before."""
-    return {k: share.get(k, 0.0) * wide[k] + (1 - share.get(k, 0.0)) * own[k] for k in own}
-
-
-def choose_shares(data: Prepared, wide: Outputs, own: Outputs) -> dict[str, float]:
-    """The share of the wide teachers that correlates best with dev labels, for axes and arousal.
-
-    Tags follow the axes; the published emotions stay the head's own.
-    """
-    pool, emobank = data.rows("dev", "llm_label"), data.rows("dev", "emobank")
-    best: dict[str, tuple[float, float]] = {}
-    for share in np.linspace(0.0, 1.0, 11):
-        axes = share * wide["axes"] + (1 - share) * own["axes"]
-        arousal = share * wide["arousal"] + (1 - share) * own["arousal"]
-        r = [measure.pearson(axes[pool, i], data.axes[pool, i]) for i in range(len(AXES))]
-        r.append(measure.pearson(axes[emobank, 0], data.axes[emobank, 0]))
-        for key, score in (
-            ("axes", float(np.mean(r))),
-            ("arousal", measure.pearson(arousal[emobank], data.axes[emobank, 2])),
-        ):
-            if key not in best or score > best[key][0]:
-                best[key] = (score, float(share))
-    found = {key: share for key, (_, share) in best.items()}
-    return {**found, "tags": found["axes"]}
 
 
 def by_length(data: Prepared, rows: Rows, chunks: int = CHUNKS) -> list[Rows]:
@@ -303,17 +172,19 @@ def main(argv: list[str] | None = None) -> int:
               "layers": layers, "device": device}  # fmt: skip
     (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
     draw = Draw(data, rows, recipe)
-    final, kept = run / "head.safetensors", run / "wide.npz"
-    if not kept.exists():
+    final, kept, whole = run / "head.safetensors", run / "wide.npz", run / "published.npz"
+    if not whole.exists():
         try:
             messages = read_texts(args.data, data)
             encoder = WideEncoder(args.encoder, layers, device)
             vectors = wide_vectors(encoder, messages, data, rows, run / "wide").astype(np.float32)
         except (ValueError, OSError) as error:  # OSError is how transformers says "no such model"
             parser.error(str(error).partition("\n")[0])
-        outputs = teach(data, vectors, rows, draw, recipe, run, device)
-        _write(kept, outputs)
-    wide = _read(kept)
+        vectors = standardised(data, vectors, rows, draw)
+        if not kept.exists():
+            _write(kept, teach(data, vectors, rows, draw, recipe, run, device))
+        _write(whole, published_teacher(data, vectors, rows, _read(kept)))
+    wide = _read(whole)
     net = start_head(args.head, data)
     own_file = run / "own.npz"
     if not own_file.exists():
@@ -323,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     train.report(run, "before", data, own)
     shares = choose_shares(data, wide, own)
     print(f"share of the wide teachers: {shares}", flush=True)
-    teacher = mixed(wide, own, shares)
+    teacher = mixed(data, wide, own, shares)
     train.report(run, "teacher", data, teacher)
     if not final.exists():
         net = student(net, data, teacher, draw, recipe, run, device)
@@ -335,25 +206,6 @@ def main(argv: list[str] | None = None) -> int:
     said = train.predict(net, data, train.measured_rows(data), device, batch=128)
     train.report(run, "student", data, said)
     return 0
-
-
-def teach(
-    data: Prepared, vectors: Array, rows: Rows, draw: Draw, recipe: Recipe, run: Path, device: str
-) -> Outputs:
-    """The mean of what the wide teachers say of ``rows``; each is reported."""
-    place = np.full(len(data.part), -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    known = vectors[place[draw.all]]
-    vectors = (vectors - known.mean(0)) / np.maximum(known.std(0), 1e-6)
-    total: Outputs = {}
-    for i in range(recipe.teachers):
-        net = wide_teacher(data, vectors, place, draw, recipe, recipe.seed * 100 + i + 1, device)
-        said = read_all(net, vectors, rows, len(data.part), device)
-        train.report(run, f"wide{i}", data, said)
-        total = said if not total else {k: total[k] + said[k] for k in total}
-    mean = {k: v / recipe.teachers for k, v in total.items()}
-    train.report(run, "wide", data, mean)
-    return mean
 
 
 def _write(path: Path, outputs: Outputs) -> None:
