@@ -33,8 +33,9 @@ BANK = "My bank charged me twice for the mortgage payment this month."
 
 
 def by_subject(text: str, dim: int) -> list[float]:
-    """A fake encoder: a direction for the subject, and a little that is the message's own."""
-    subject = dim - 1 if "bank" in text else 0
+    """A fake encoder: a direction for the subject, and a little that is the message's own. What
+    the agent says is of a subject of its own."""
+    subject = 1 if text == "Hello there!" else dim - 1 if "bank" in text else 0
     row = [0.2 * x for x in embedding(text, dim)]
     row[subject] += 1.0
     norm = math.sqrt(sum(x * x for x in row))
