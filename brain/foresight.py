@@ -2,9 +2,9 @@
 
 Per session there is one small immutable ``ForesightState``. ``observe`` embeds a new message and
 measures it against the vector predicted for it; ``anticipate`` predicts the next one from the last
-five of messages and replies, which is what the model was trained on: both speakers, in order. Neither
-changes the state it is given: the caller commits the new one with the turn, so a turn
-that fails leaves no trace.
+five of messages and replies: both speakers in order, as the model was trained. Neither changes the
+state it is given: the caller commits the new one with the turn, so a turn that fails leaves no
+trace.
 
 Contract: ``POST /encode {texts}`` → ``{embeddings, shape, encoder, encoder_name}``; ``POST /infer
 {context_vectors}`` of shape [5][D] → ``{predicted_vector, model}`` of shape [D].

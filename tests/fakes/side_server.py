@@ -56,7 +56,7 @@ class Answer:
 class FakeSide:
     """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up,
     and ``departed`` is set by the first. ``encoder`` is the hash that its vectors come with, where
-    it is set, and ``embed(text, dim)`` makes them. ``replies`` are what the agent is known to say."""
+    it is set, and ``embed(text, dim)`` makes them. ``replies`` are what the agent may say."""
 
     def __init__(self, *, dim: int = 8) -> None:
         self.dim = dim
