@@ -1,8 +1,8 @@
 """``python -m benchmarks.surprise --data FOLDER``: what the agent's replies are worth to foresight.
 
-Held-out two-person dialogues are replayed through the live state (``brain.foresight_state``) with the
-shipped encoder and dialogue model: one speaker is the person, the other stands for the agent. For
-each context, the cosine of the person's next message with what was expected of it, and how well
+Held-out two-person dialogues are replayed through the live state (``brain.foresight_state``) with
+the shipped encoder and dialogue model: one speaker is the person, the other stands for the agent.
+For each context, the cosine of the person's next message with what was expected of it, and how well
 surprise tells the message from one that changes the subject: the AUC of its percentile against that
 of a message which the same turn of another dialogue holds. Both speakers are the person once. 95 %
 intervals resample whole dialogues; each seed draws other changes of subject.
@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ CORPUS = Path("corpora/chitchat_byu/docs.jsonl.gz")
 CONTEXTS = ("person", "before reply", "both")
 RESAMPLES = 1000
 ENCODER = "shipped"
+States = dict[tuple[int, int], ForesightState]  # by dialogue, and which speaker is the person
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +79,6 @@ def dialogues(data: Path, limit: int) -> list[Dialogue]:
     return found
 
 
-class Replay:
-    """The dialogues as sessions, with one context."""
-
-    def __init__(self, network: LvmNetwork, rows: Sequence[Sequence[Vector]], kind: str) -> None:
-        self._network, self._rows, self._kind = network, rows, kind
-
-    def predict(self, state: ForesightState) -> ForesightState:
-        """As ``ForesightClient.anticipate``, without HTTP."""
-        said = state.context
-        padded = [said[0]] * (CONTEXT_VECTORS - len(said)) + list(said)
-        predicted = self._network.predict(np.asarray([padded], np.float32))[0]
-        return state.expecting(singles(predicted.tolist()), self._kind)
-
-    def session(self, number: int, person: int) -> Iterator[tuple[int, ForesightState]]:
-        """The state before each message of the person, and where that message stands."""
-        state = ForesightState()
-        rows = self._rows[number]
-        for place in range(person, len(rows), 2):
-            if state.messages:
-                yield place, state
-            distance, surprise = state.measure(rows[place], ENCODER)
-            seen = Foresight(
-                vector=rows[place], distance=distance, surprise=surprise, encoder=ENCODER
-            )
-            state = state.after(place, seen)
-            reply = {place: rows[place + 1]} if place + 1 < len(rows) else {}
-            if self._kind == "before reply":
-                state = self.predict(state)
-            if self._kind != "person":
-                # A reply that came too late for one message is there for those after it.
-                state = state.with_replies(reply, ENCODER)
-            if self._kind != "before reply":
-                state = self.predict(state)
-
-
 def strangers(rows: Sequence[Sequence[Vector]], seeds: int) -> dict[tuple[int, int], list[Vector]]:
     """For each message of each dialogue, one a seed that was said about as late in another."""
     found: dict[tuple[int, int], list[Vector]] = {}
@@ -133,32 +99,63 @@ def measure(
     changes: dict[tuple[int, int], list[Vector]],
     kind: str,
 ) -> Measured:
-    """Every message of either speaker as the person that had a surprise."""
-    replay = Replay(network, rows, kind)
+    """Every message that had a surprise, either speaker as the person, all dialogues in step."""
     found: list[tuple[int, float, float, list[float]]] = []
-    for number, person in itertools.product(range(len(rows)), (0, 1)):
-        for place, state in replay.session(number, person):
-            distance, surprise = state.measure(rows[number][place], ENCODER)
-            if distance is None or surprise is None:
-                continue
-            others = [state.measure(v, ENCODER)[1] or 0.0 for v in changes[number, place]]
-            found.append((number, 1.0 - distance, surprise, others))
-    return Measured(*(np.asarray(column) for column in zip(*found, strict=True)))
+    states = {(n, person): ForesightState() for n in range(len(rows)) for person in (0, 1)}
+    for step in itertools.count():
+        talking = [one for one in states if one[1] + 2 * step < len(rows[one[0]])]
+        if not talking:
+            return Measured(*(np.asarray(column) for column in zip(*found, strict=True)))
+        for number, person in talking:
+            said, place = rows[number], person + 2 * step
+            state = states[number, person]
+            distance, surprise = state.measure(said[place], ENCODER)
+            if distance is not None and surprise is not None:
+                others = [state.measure(v, ENCODER)[1] or 0.0 for v in changes[number, place]]
+                found.append((number, 1.0 - distance, surprise, others))
+            seen = Foresight(vector=said[place], distance=distance, encoder=ENCODER)
+            states[number, person] = state.after(place, seen)
+        replies = {
+            one: {place: rows[one[0]][place + 1]}
+            for one in talking
+            if (place := one[1] + 2 * step) + 1 < len(rows[one[0]]) and kind != "person"
+        }
+        if kind == "both":
+            join(states, replies)
+        expect(network, states, talking, kind)
+        if kind == "before reply":  # too late for this message, there for those after it
+            join(states, replies)
+    raise AssertionError("unreachable")
 
 
-def auc(stay: np.ndarray, change: np.ndarray) -> float:
-    """P(change > stay), ties half."""
-    ordered = np.sort(stay)
+def join(states: States, replies: dict[tuple[int, int], dict[int, Vector]]) -> None:
+    """The agent's replies to what was said last."""
+    for one, reply in replies.items():
+        states[one] = states[one].with_replies(reply, ENCODER)
+
+
+def expect(
+    network: LvmNetwork, states: States, talking: Sequence[tuple[int, int]], kind: str
+) -> None:
+    """What is said next in each session, as ``ForesightClient.anticipate`` has it, without HTTP."""
+    said = [states[one].context for one in talking]
+    padded = [(one[0],) * (CONTEXT_VECTORS - len(one)) + one for one in said]
+    predicted = network.predict(np.asarray(padded, np.float32)).tolist()
+    for one, row in zip(talking, predicted, strict=True):
+        states[one] = states[one].expecting(singles(row), kind)
+
+
+def auc(ordered: np.ndarray, change: np.ndarray) -> float:
+    """P(change > stay) over the sorted surprises of what stayed, ties half."""
     below = np.searchsorted(ordered, change, "left") + np.searchsorted(ordered, change, "right")
-    return float(below.mean() / (2 * len(stay)))
+    return float(below.mean() / (2 * len(ordered)))
 
 
 def figures(found: Measured, take: np.ndarray) -> tuple[float, float]:
     """Cosine and AUC (mean over seeds) of the messages in ``take``."""
-    stay = found.surprise[take]
-    return float(found.cosine[take].mean()), float(
-        np.mean([auc(stay, seed[take]) for seed in found.changed.T])
-    )
+    ordered = np.sort(found.surprise[take])
+    each = [auc(ordered, seed[take]) for seed in found.changed.T]
+    return float(found.cosine[take].mean()), float(np.mean(each))
 
 
 def intervals(found: dict[str, Measured]) -> dict[str, dict[str, list[float]]]:
