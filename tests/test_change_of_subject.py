@@ -106,5 +106,6 @@ async def test_the_shipped_models_are_surprised_by_another_subject(
         sha = shipped["files"]["model.onnx"]["sha256"]
         name = f"{shipped['name']}-{shipped['version']}"
         assert session.foresight.encoder == f"{name}:{sha}:{shipped['dim']}"
+        assert session.foresight.heard, "the agent's replies are in the context"
     assert changed == 1.0
     assert sum(s for s in same if s is not None) / 4 < 0.6

@@ -122,8 +122,15 @@ async def test_a_reply_whose_vector_fails_is_done_without_and_asked_for_again(
 async def test_a_reply_whose_vector_is_late_makes_the_prediction_once_more(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked_up = []
+
+    async def recall(*args: Any, vector: Any, **more: Any) -> list[Any]:
+        looked_up.append(vector)
+        return []
+
     side.enqueue(REPLIES, Answer(hold=True))
     async with open_limbic(llm, side, **PATIENT) as limbic:
+        monkeypatch.setattr(limbic.parts.memory, "recall", recall)
         agent_says(llm, side, A1)
         async for _ in limbic.session().say(U1):
             monkeypatch.setattr(Blend, "soft_deadline_ms", 1.0)
@@ -137,6 +144,7 @@ async def test_a_reply_whose_vector_is_late_makes_the_prediction_once_more(
         await idle(limbic)
         assert context(side, *EVERYTHING) == [U1, U1, U1, U1, A1]
         assert session.foresight.heard and session.foresight.predicted != early.predicted
+        assert looked_up == [early.predicted, session.foresight.predicted]
     async with open_limbic(llm, side, **PATIENT) as limbic:
         assert (await limbic.session().open()).foresight == session.foresight, "it is stored"
 
