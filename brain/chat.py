@@ -310,7 +310,7 @@ class _LiveTurn:
 
     def _record(self, status: str, error: LimbicError | None) -> dict[str, Any]:
         """The canonical line of a turn: every phase, what was late, tokens, levels, error."""
-        turn, stream = self.turn, self.stream
+        turn, stream, known = self.turn, self.stream, self.session.foresight
         turn.sides = {name: _side(result) for name, result in self.window.results.items()}
         return {
             "session_id": turn.session_id,
@@ -323,6 +323,7 @@ class _LiveTurn:
             "late_applied": turn.late_applied,
             "affect": turn.affect.model_dump(exclude={"reasoning"}) if turn.affect else None,
             "surprise": turn.foresight.surprise if turn.foresight else None,
+            "heard": known.heard if known.predicted else None,
             "behaviour": turn.behaviour.model_dump() if turn.behaviour else None,
             "recalled": turn.recalled is not None,
             "recalled_by": self.recalled_by or None,

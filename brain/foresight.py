@@ -2,8 +2,9 @@
 
 Per session there is one small immutable ``ForesightState``. ``observe`` embeds a new message and
 measures it against the vector predicted for it; ``anticipate`` predicts the next one from the last
-five. Neither changes the state it is given: the caller commits the new one with the turn, so a turn
-that fails leaves no trace.
+five of messages and replies: both speakers in order, as the model was trained. Neither changes the
+state it is given: the caller commits the new one with the turn, so a turn that fails leaves no
+trace.
 
 Contract: ``POST /encode {texts}`` → ``{embeddings, shape, encoder, encoder_name}``; ``POST /infer
 {context_vectors}`` of shape [5][D] → ``{predicted_vector, model}`` of shape [D].
@@ -105,16 +106,16 @@ class ForesightClient:
     ) -> ForesightState:
         """The state with the vector predicted for the next message; unchanged while empty.
 
-        With fewer than five messages the oldest is repeated in front.
+        With fewer than five messages and replies the oldest is repeated in front.
 
         Raises:
             RemoteError, SidecarError: as ``observe``.
         """
-        vectors = state.vectors
-        if not vectors:
+        said = state.context
+        if not said:
             return state
-        padding = (vectors[0],) * (CONTEXT_VECTORS - len(vectors))
-        context = {"context_vectors": [*padding, *vectors]}
+        padding = (said[0],) * (CONTEXT_VECTORS - len(said))
+        context = {"context_vectors": [*padding, *said]}
         with self._breaker.guard():
             body = await self._post("/infer", context, turn_id, deadline_ms)
             answer = parse_wire(Prediction, body, remote=REMOTE)

@@ -6,11 +6,14 @@ The next message of the session stops ``run``; what it has done by then stays do
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 from brain import prompt
-from brain.errors import LimbicError
+from brain.errors import InputError, LimbicError, ProtocolError, RemoteRejected
+from brain.foresight import Encoded, ForesightClient
 from brain.parts import PREFILL_DEADLINE_MS, Parts
+from brain.schema import MAX_TEXT_CHARS
 from brain.sessions import Session
 
 WARM_DEADLINE_MS = 120_000  # the model may still be loading
@@ -21,6 +24,7 @@ class IdleWork:
 
     def __init__(self, parts: Parts, session: Session, turn_id: str = "") -> None:
         self.p, self.session, self.turn_id = parts, session, turn_id
+        self._went_ahead = False
 
     async def run(self) -> None:
         """After a turn: foresight, real token counts and trimming, recall, prefill, renewal."""
@@ -45,18 +49,63 @@ class IdleWork:
                 self.p.emit("idle_work_failed", turn_id=self.turn_id, error=str(error))
 
     async def _foresee(self) -> None:
-        """First, since the next turn needs it, however soon it comes; a few milliseconds. Without
-        the vector of the last message there is nothing to go on from."""
+        """First, since the next turn needs it, however soon it comes; a few milliseconds.
+
+        The reply's vector is waited for as long as a turn waits for its side models; then the next
+        message is foreseen without it, and once more when it comes after all.
+        """
+        if self.p.foresight is None or not self._seen_last():
+            return
+        hearing = asyncio.create_task(self._all(self._hear))
+        self.session.spawn(hearing)
+        await asyncio.wait([hearing], timeout=self.p.blend.soft_deadline_ms / 1000)
+        self._went_ahead = not hearing.done()
+        await self._predict(self.p.foresight)
+
+    def _seen_last(self) -> bool:
+        """Without the vector of the last message there is nothing to go on from."""
+        history = self.session.history
+        return bool(history) and self.session.foresight.newest == history[-1].seq
+
+    async def _hear(self) -> None:
+        """The vectors of what was answered: of the last reply, and of those before it that are
+        still missing because they were interrupted, refused or of an earlier version."""
         p, session = self.p, self.session
-        last = session.history[-1].seq if session.history else None
-        while p.foresight is not None and last is not None:
+        unheard = session.foresight.unheard
+        # As they stand in the history, so a reply that broke off counts as far as it came.
+        replies = {e.seq: e.reply for e in session.history if e.seq in unheard and e.reply.strip()}
+        if p.foresight is None or not replies:
+            return
+        texts = [reply[:MAX_TEXT_CHARS] for reply in replies.values()]
+        encoded = await self._encode(p.foresight, texts)
+        # The last ones: where an older reply is refused, the newest is heard alone.
+        heard = dict(zip([*replies][-len(encoded.vectors) :], encoded.vectors, strict=True))
+        session.remember(
+            session.foresight.with_replies(heard, encoded.encoder),
+            turn_id=self.turn_id, emit=p.emit,
+        )  # fmt: skip
+        if self._went_ahead:
+            await self._predict(p.foresight)
+            await self._anticipate_recall()
+
+    async def _encode(self, foresight: ForesightClient, texts: Sequence[str]) -> Encoded:
+        deadline_ms = self.p.settings.blend.hard_deadline_ms
+        try:
+            return await foresight.encode(texts, turn_id=self.turn_id, deadline_ms=deadline_ms)
+        except (InputError, ProtocolError, RemoteRejected):
+            if len(texts) == 1:
+                raise
+        return await foresight.encode(texts[-1:], turn_id=self.turn_id, deadline_ms=deadline_ms)
+
+    async def _predict(self, foresight: ForesightClient) -> None:
+        """What is said next, from all that is known; again where a vector joins meanwhile."""
+        p, session = self.p, self.session
+        while self._seen_last() and not session.foresight.foreseen:
             known = session.foresight
-            if known.newest != last or known.predicted is not None:
-                return
-            foreseen = await p.foresight.anticipate(
+            foreseen = await foresight.anticipate(
                 known, turn_id=self.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
             )
-            if session.foresight is known:  # else a late vector joined: foresee with it
+            if session.foresight is known:
                 session.remember(foreseen, turn_id=self.turn_id, emit=p.emit)
                 await p.store.set_foresight(session.session_id, foreseen.to_bytes())
 

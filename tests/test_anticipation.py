@@ -21,7 +21,7 @@ PATIENT = {"BLEND__SOFT_DEADLINE_MS": 5_000}  # a busy machine must not make an 
 
 def encoded(text: str, dim: int = 8, encoder: str = EMBEDDED) -> Answer:
     return Answer(body={"embeddings": [embedding(text, dim)], "shape": [1, dim],
-                        "encoder": encoder})  # fmt: skip
+                        "encoder": encoder, "encoder_name": "fake"})  # fmt: skip
 
 
 async def talk_then_forget_the_prompt(limbic: Limbic) -> None:
@@ -36,6 +36,7 @@ async def talk_then_forget_the_prompt(limbic: Limbic) -> None:
 async def test_a_message_is_recalled_by_its_vector_where_no_word_is_shared(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
+    side.encoder = EMBEDDED
     side.enqueue("/encode", encoded(DOG), encoded(DOG))
     async with open_limbic(llm, side, **PATIENT) as limbic:
         await talk_then_forget_the_prompt(limbic)
@@ -61,6 +62,7 @@ async def test_recall_for_the_foreseen_message_happens_before_it_comes(
 ) -> None:
     """The second turn's idle work looks up what the third will be about; when the third's own
     vector does not come, that is what is recalled."""
+    side.encoder = EMBEDDED
     side.enqueue("/encode", encoded(DOG), encoded(DOG))
     vector = embedding(DOG, 8)
     answer = Answer(body={"predicted_vector": vector, "latency_ms": 1.0, "model": "scripted"})
@@ -84,6 +86,7 @@ async def test_recall_for_the_foreseen_message_happens_before_it_comes(
 async def test_a_vector_that_does_not_come_in_time_costs_only_the_window(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
+    side.encoder = EMBEDDED
     side.enqueue("/encode", encoded(DOG), Answer(hold=True))
     async with open_limbic(llm, side) as limbic:
         await talk_then_forget_the_prompt(limbic)

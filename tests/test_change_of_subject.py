@@ -33,8 +33,9 @@ BANK = "My bank charged me twice for the mortgage payment this month."
 
 
 def by_subject(text: str, dim: int) -> list[float]:
-    """A fake encoder: a direction for the subject, and a little that is the message's own."""
-    subject = dim - 1 if "bank" in text else 0
+    """A fake encoder: a direction for the subject, and a little that is the message's own. What
+    the agent says is of a subject of its own."""
+    subject = 1 if text == "Hello there!" else dim - 1 if "bank" in text else 0
     row = [0.2 * x for x in embedding(text, dim)]
     row[subject] += 1.0
     norm = math.sqrt(sum(x * x for x in row))
@@ -105,5 +106,6 @@ async def test_the_shipped_models_are_surprised_by_another_subject(
         sha = shipped["files"]["model.onnx"]["sha256"]
         name = f"{shipped['name']}-{shipped['version']}"
         assert session.foresight.encoder == f"{name}:{sha}:{shipped['dim']}"
+        assert session.foresight.heard, "the agent's replies are in the context"
     assert changed == 1.0
     assert sum(s for s in same if s is not None) / 4 < 0.6

@@ -45,10 +45,14 @@ def states(draw: st.DrawFn) -> ForesightState:
             seq,
             draw(rows) if number >= len(seqs) - held else None,
             draw(st.none() | distances),
+            draw(st.none() | rows) if number >= len(seqs) - held else None,
         )
         for number, seq in enumerate(seqs)
     ]
-    return ForesightState(draw(names), draw(names), tuple(messages), draw(st.none() | rows))
+    predicted = draw(st.none() | rows)
+    could_hear = predicted is not None and bool(messages) and messages[-1].reply is not None
+    heard = could_hear and draw(st.booleans())
+    return ForesightState(draw(names), draw(names), tuple(messages), predicted, heard)
 
 
 def seen(
@@ -57,12 +61,24 @@ def seen(
     return Foresight(vector=numbers, distance=distance, encoder=encoder, surprise=surprise)
 
 
-def talked(turns: int) -> ForesightState:
-    """A state that saw turns 1, 2, …: each with the vector (1, seq, 0), the distance seq / 1000."""
+def talked(turns: int, *, answered: bool = False) -> ForesightState:
+    """A state that saw turns 1, 2, …: each with the vector (1, seq, 0), the distance seq / 1000,
+    and where ``answered`` its reply's vector (0, seq, 1)."""
     state = ForesightState()
     for seq in range(1, turns + 1):
         state = state.after(seq, seen(1.0, float(seq), 0.0, distance=single(seq / 1000)))
+        if answered:
+            state = state.with_replies(reply_to(seq), ENCODER)
     return state
+
+
+def reply_to(*seqs: int) -> dict[int, tuple[float, ...]]:
+    return {seq: (0.0, float(seq), 1.0) for seq in seqs}
+
+
+def said(state: ForesightState) -> list[tuple[str, int]]:
+    """Who said each message of the context, and in which turn."""
+    return [("person" if v[0] else "agent", int(v[1])) for v in state.context]
 
 
 @given(states())
@@ -79,7 +95,7 @@ def test_a_truncated_record_is_refused(state: ForesightState, cut: int) -> None:
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_a_state_or_refused(data: bytes) -> None:
-    for record in (data, b"FS\x02" + data):
+    for record in (data, b"FS\x02" + data, b"FS\x03" + data):
         try:
             state = ForesightState.from_bytes(record)
         except ValueError:
@@ -94,6 +110,42 @@ def test_a_record_of_version_1_is_of_an_unknown_encoder_and_starts_anew() -> Non
     state = ForesightState.from_bytes(record)
     assert state == ForesightState(encoder=UNKNOWN_ENCODER)
     assert state.after(3, seen(1.0, 0.0, 0.0)).encoder == ENCODER
+
+
+def record_of_version_2(state: ForesightState) -> bytes:
+    """A state without replies, as version 2 wrote it."""
+    names = state.encoder.encode(), state.predictor.encode()
+    messages = state.messages
+    vectors = [m.vector for m in messages if m.vector] + [v for v in [state.predicted] if v]
+    numbers = [-1.0 if m.distance is None else m.distance for m in messages]
+    numbers += [x for vector in vectors for x in vector]
+    header = struct.pack(
+        "<2sBBBHHHH", b"FS", 2, state.predicted is not None, len(state.vectors), len(messages),
+        state.dim or 0, *map(len, names),
+    )  # fmt: skip
+    seqs = struct.pack(f"<{len(messages)}q", *(m.seq for m in messages))
+    return header + b"".join(names) + seqs + struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def test_a_record_of_version_2_keeps_all_and_measures_anew_once_replies_count() -> None:
+    """What was expected from the person's messages alone was further off: the next message is
+    still measured among its like, and the distances go when replies have joined the context."""
+    before = talked(9).expecting((1.0, 0.0, 0.0), "p")
+    state = ForesightState.from_bytes(record_of_version_2(before))
+    assert (state.messages, state.predicted) == (before.messages, before.predicted)
+    assert (state.encoder, state.predictor) == (ENCODER, "p from the person alone")
+    assert state.measure((1.0, 0.0, 0.0), ENCODER) == before.measure((1.0, 0.0, 0.0), ENCODER)
+    assert ForesightState.from_bytes(state.to_bytes()) == state, "and it is not marked twice"
+    assert state.unheard == (7, 8, 9)
+    after = state.with_replies(reply_to(7, 8, 9), ENCODER).expecting((1.0, 0.0, 0.0), "p")
+    assert (after.distances, after.predictor) == ((), "p")
+
+
+@given(st.integers(0, 10_000))
+def test_a_truncated_record_of_version_2_is_refused(cut: int) -> None:
+    data = record_of_version_2(talked(4))
+    with pytest.raises(ValueError):
+        ForesightState.from_bytes(data[: cut % len(data)])
 
 
 ROW = (1.0, 0.0)
@@ -117,6 +169,11 @@ ROW = (1.0, 0.0)
         {"messages": (SeenMessage(1, distance=2.5),)},
         {"messages": (SeenMessage(1, distance=float("nan")),)},
         {"messages": tuple(SeenMessage(n) for n in range(201))},
+        {"messages": (SeenMessage(1, reply=ROW),)},
+        {"messages": (SeenMessage(1, ROW, reply=(1.0,)),)},
+        {"messages": (SeenMessage(1, ROW, reply=(0.0, 0.0)),)},
+        {"messages": (SeenMessage(1, ROW, reply=ROW),), "heard": True},
+        {"messages": (SeenMessage(1, ROW),), "predicted": ROW, "heard": True},
     ],
 )
 def test_a_state_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
@@ -159,6 +216,60 @@ def test_what_was_expected_is_used_up_by_the_next_message_whether_seen_or_not() 
     assert state.passed().predicted is None
     assert state.passed().messages == state.messages
     assert talked(2).passed() == talked(2)
+
+
+def test_the_context_is_both_speakers_last_five_in_the_order_they_were_said() -> None:
+    assert said(talked(1)) == [("person", 1)]
+    assert said(talked(1, answered=True)) == [("person", 1), ("agent", 1)]
+    answered = talked(9, answered=True)
+    assert said(answered) == [
+        ("agent", 7), ("person", 8), ("agent", 8), ("person", 9), ("agent", 9),
+    ]  # fmt: skip
+    before_its_reply = answered.after(10, seen(1.0, 10.0, 0.0))
+    assert said(before_its_reply)[-3:] == [("person", 9), ("agent", 9), ("person", 10)]
+    assert [vector[1] for vector in answered.vectors] == [5.0, 6.0, 7.0, 8.0, 9.0]
+
+
+def test_a_reply_that_is_missing_is_left_out_and_may_still_come() -> None:
+    state = talked(4).with_replies(reply_to(2, 4), ENCODER)
+    assert said(state) == [
+        ("person", 2), ("agent", 2), ("person", 3), ("person", 4), ("agent", 4),
+    ]  # fmt: skip
+    assert state.unheard == (3,)
+    late = state.with_replies(reply_to(3), ENCODER)
+    assert said(late) == said(talked(4, answered=True)) and late.unheard == ()
+
+
+def test_only_replies_that_could_be_in_the_context_are_asked_for() -> None:
+    assert talked(9).unheard == (7, 8, 9)
+    assert ForesightState().unheard == ()
+    assert talked(9).passed().unheard == (7, 8, 9)
+
+
+def test_a_reply_joins_its_own_message_once_or_not_at_all() -> None:
+    state = talked(3, answered=True)
+    assert state.with_replies({3: (9.0, 9.0, 9.0)}, ENCODER) is state, "it is known"
+    assert talked(3).with_replies(reply_to(4), ENCODER) == talked(3), "its message is not here"
+    assert talked(9).with_replies(reply_to(2), ENCODER) == talked(9), "nor is its vector"
+    assert talked(3).with_replies(reply_to(3), "other:bb:3") == talked(3)
+
+
+def test_what_is_expected_is_made_anew_once_the_reply_is_heard() -> None:
+    state = talked(3).expecting((1.0, 0.0, 0.0), "p")
+    assert state.foreseen and not state.heard
+    joined = state.with_replies(reply_to(3), ENCODER)
+    assert joined.predicted == (1.0, 0.0, 0.0), "until there is better"
+    assert not joined.foreseen
+    anew = joined.expecting((0.0, 1.0, 0.0), "p")
+    assert anew.foreseen and anew.heard
+    for later in (anew.passed(), anew.without(3), anew.after(4, seen(1.0, 4.0, 0.0))):
+        assert (later.predicted, later.heard, later.foreseen) == (None, False, False)
+
+
+def test_a_message_taken_back_takes_its_reply_along_and_leaves_a_whole_context() -> None:
+    state = talked(9, answered=True).without(9)
+    assert said(state) == said(talked(8, answered=True))
+    assert len(state.context) == CONTEXT_VECTORS
 
 
 def test_another_encoder_of_the_same_dimension_starts_anew() -> None:
@@ -214,8 +325,10 @@ def test_every_state_that_a_message_makes_is_a_state(
     assume(state.dim in (None, 3))
     for encoder in (state.encoder, "other"):
         after = state.after(seq, Foresight(vector=row, encoder=encoder, distance=0.5))
-        assert ForesightState.from_bytes(after.to_bytes()) == after
-        assert len(after.vectors) <= CONTEXT_VECTORS
+        answered = after.with_replies(dict.fromkeys(after.unheard, row), encoder)
+        for made in (after, answered, answered.expecting(row, "p"), answered.without(seq)):
+            assert ForesightState.from_bytes(made.to_bytes()) == made
+            assert len(made.vectors) <= CONTEXT_VECTORS and len(made.context) <= CONTEXT_VECTORS
 
 
 def test_surprise_is_the_mid_rank_percentile_of_the_sessions_own_history() -> None:

@@ -2,7 +2,7 @@
 
 By default it answers well: a neutral affect, embeddings that are a fixed function of the text, and
 the mean of the context as prediction. ``server.enqueue(path, Answer(...))`` scripts the next
-answers of one route.
+answers of one route. Encoding what the agent said is a route of its own, ``REPLIES``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aiohttp import web
 from tests.fakes.llm_server import Recorded, reset
 
 REASONING = "/v1/affect/reasoning"
+REPLIES = "/encode, of replies"
 AFFECT = {
     "valence": 0.2,
     "intimacy": 0.4,
@@ -55,12 +56,13 @@ class Answer:
 class FakeSide:
     """The server. ``dim`` is the dimension of its vectors; ``left`` counts clients that gave up,
     and ``departed`` is set by the first. ``encoder`` is the hash that its vectors come with, where
-    it is set, and ``embed(text, dim)`` makes them."""
+    it is set, and ``embed(text, dim)`` makes them. ``replies`` are what the agent may say."""
 
     def __init__(self, *, dim: int = 8) -> None:
         self.dim = dim
         self.encoder = ""
         self.embed: Callable[[str, int], list[float]] = embedding
+        self.replies = {"Hello there!"}
         self.requests: list[Recorded] = []
         self.left = 0
         self.departed = asyncio.Event()
@@ -120,9 +122,12 @@ class FakeSide:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read() or b"null")
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
-        self.requests.append(Recorded(request.path, dict(request.headers), body, tuple(peer[:2])))
+        path = request.path
+        if path == "/encode" and self.replies.issuperset(body["texts"]):
+            path = REPLIES
+        self.requests.append(Recorded(path, dict(request.headers), body, tuple(peer[:2])))
         self._moved.set()
-        queue = self._answers[request.path]
+        queue = self._answers[path]
         answer = queue.popleft() if queue else Answer()
         try:
             return await self._play(request, answer, body)
