@@ -158,13 +158,17 @@ class LvmNetwork:
         A score depends on the candidates given with it, never on their order. One alone, or two,
         keep the scores of ``rank_alone``.
         """
+        score = self.rank_alone(context, candidates)
+        return np.asarray(score - self.crowding(candidates), dtype=np.float32)
+
+    def crowding(self, candidates: npt.ArrayLike) -> Array:
+        """What density takes off each candidate's score, ``[N, D] -> [N]``, zero on average."""
         c = np.asarray(candidates, dtype=np.float32)
-        score = self.rank_alone(context, c)
         if not len(self._factors) or len(c) < 3:  # two are as near to each other
-            return score
+            return np.zeros(len(c), np.float32)
         crowd = lvm_linear.density(c, self._neighbours)[:, :2] @ self._factors
         # About their mean: what the candidates share moves none of them.
-        return np.asarray(score - (crowd - crowd.mean()), dtype=np.float32)
+        return np.asarray(crowd - crowd.mean(), dtype=np.float32)
 
     def rank_alone(self, context: npt.ArrayLike, candidates: npt.ArrayLike) -> Array:
         """``rank`` without the density: each candidate's score whatever the others are."""

@@ -29,12 +29,15 @@ class Copying:
     def rank_alone(self, context: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         return self.predict(context) @ candidates.T
 
-    rank = rank_alone
+    def crowding(self, candidates: np.ndarray) -> np.ndarray:
+        return np.zeros(len(candidates), np.float32)
 
 
 def test_trees_find_what_similarities_with_the_context_alone_do_not() -> None:
     store = cycling_store(documents=60)
-    rows = ceiling.ceiling(store, store, windows=200, fit_windows=200, shares=(1.0,), pool=100)
+    rows = ceiling.ceiling(
+        store, store, windows=200, fit_windows=200, shares=(1.0,), pool=100, rounds=40
+    )
     found = {row["ranker"]: row for row in rows}
     assert set(found) == {"scalars", "trees"}
     assert found["trees"]["hit10"][0] > found["scalars"]["hit10"][0] + 0.1
@@ -45,7 +48,7 @@ def test_what_ranks_by_itself_has_the_ranks_of_5cat() -> None:
     store = drifting_store(documents=40)
     targets = store.windows("valid")
     features = ceiling.Features(store, store.windows("train"), Copying())
-    trees = ceiling.fit_trees(features, store, store.windows("train")[:60], pool=60)
+    trees = ceiling.fit_trees(features, store, store.windows("train")[:60], pool=60, rounds=5)
     ranks = ceiling.judge(features, store, targets, trees, pool=60)
     vectors = CopyLast().predict(store.contexts(targets))
     wanted, _ = pool_ranks(store, targets, lambda at, c: vectors[at] @ c.T, pool=60)
@@ -80,7 +83,7 @@ def test_a_windows_own_document_is_never_looked_up() -> None:
 def test_more_documents_are_more_windows_and_the_same_ones_are_measured() -> None:
     store = drifting_store(documents=40)
     rows = ceiling.ceiling(
-        store, store, Copying(), windows=60, fit_windows=60, shares=(0.5, 1.0), pool=40
+        store, store, Copying(), windows=60, fit_windows=60, shares=(0.5, 1.0), pool=40, rounds=3
     )
     assert [(row["ranker"], row["documents"]) for row in rows] == [
         ("trees", 10), ("scalars", None), ("rank head", None), ("rank head, density", None),

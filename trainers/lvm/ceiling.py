@@ -32,6 +32,7 @@ NEAREST = 16
 SHARP = 10.0  # weight of a neighbour: exp(SHARP × similarity)
 MEMORY = 20_000  # training windows that are looked up
 HARD, EASY, SURELY = 20, 20, 50  # negatives of a window: some of the best 50, some of the rest
+ROUNDS = 150  # trees
 SHARES = (0.25, 0.5, 1.0)
 #: Features whose place in the pool is one too.
 PLACED = ("scalars", "ridge", "followed", "rank head")
@@ -126,6 +127,7 @@ class Features:
         crowd = density(candidates, 5)
         before = self.memory.preceded(candidates, store.document_of(rows) if own else None)
         said = candidates @ self.backwards
+        crowding = self.model.crowding(candidates) if self.model else 0.0
         alone = np.concatenate([crowd, (candidates @ self.mean)[:, None]], axis=1)
         for start in range(0, len(targets), ROWS):
             at = np.arange(start, min(start + ROWS, len(targets)))
@@ -148,7 +150,7 @@ class Features:
             ]
             if self.model:
                 found["rank head"] = self.model.rank_alone(context, candidates)
-                parts += [found["rank head"], self.model.rank(context, candidates)]
+                parts += [found["rank head"], found["rank head"] - crowding]
                 parts += [self.model.predict(context) @ candidates.T]
             parts += [_places(found[name]) for name in PLACED if name in found]
             if self.words:
@@ -169,7 +171,13 @@ def _backwards(store: VectorStore, targets: np.ndarray) -> np.ndarray:
 
 
 def fit_trees(
-    features: Features, store: VectorStore, targets: np.ndarray, *, pool: int = POOL, seed: int = 0
+    features: Features,
+    store: VectorStore,
+    targets: np.ndarray,
+    *,
+    pool: int = POOL,
+    seed: int = 0,
+    rounds: int = ROUNDS,
 ) -> Any:
     """Boosted trees that tell the true next message from others of its pool.
 
@@ -201,7 +209,7 @@ def fit_trees(
                 labels.append(chosen == own)
                 weights.append(np.concatenate(stands))
     trees = HistGradientBoostingClassifier(
-        max_iter=150,
+        max_iter=rounds,
         learning_rate=0.08,
         max_leaf_nodes=31,
         min_samples_leaf=40,
@@ -251,6 +259,7 @@ def ceiling(
     seed: int = 0,
     shares: tuple[float, ...] = SHARES,
     pool: int = POOL,
+    rounds: int = ROUNDS,
 ) -> list[dict[str, Any]]:
     """Rows of the table: hit@10 and MRR in the pool with 95 % intervals over documents, of what
     ranks by itself and of the trees, for growing shares of the training documents; the last row
@@ -270,9 +279,9 @@ def ceiling(
         features = Features(fit_store, mine, model, words, seed)
         # As many windows of each document whatever the share: more documents, more windows.
         few = sample(mine, max(1, round(fit_windows * len(some) / len(order))), seed)
-        trees = fit_trees(features, fit_store, few, pool=pool, seed=seed)
+        trees = fit_trees(features, fit_store, few, pool=pool, seed=seed, rounds=rounds)
         ranks = judge(features, store, targets, trees, pool=pool, seed=seed)
-        if base is None or share == max(shares) and not reads:
+        if base is None or (share == max(shares) and not reads):
             base = (ranks["scalars"] <= HIT).astype(float)
         for name, found in ranks.items():
             if name != "trees" and (reads or share != max(shares)):
