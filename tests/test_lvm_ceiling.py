@@ -15,6 +15,7 @@ from brain.errors import ConfigError
 from tests.fakes.lvm_worlds import DIM, cycling_store, drifting_store
 from trainers.lvm import ceiling, words
 from trainers.lvm.baselines import CopyLast
+from trainers.lvm.corpora import Corpus
 from trainers.lvm.fivecat import HIT
 from trainers.lvm.retrieval import pool_ranks
 from trainers.lvm.store import store_in_memory
@@ -86,15 +87,17 @@ def test_more_documents_are_more_windows_and_the_same_ones_are_measured() -> Non
         store, store, Copying(), windows=60, fit_windows=60, shares=(0.5, 1.0), pool=40, rounds=3
     )
     assert [(row["ranker"], row["documents"]) for row in rows] == [
-        ("trees", 10), ("scalars", None), ("rank head", None), ("rank head, density", None),
+        ("scalars", None), ("rank head", None), ("rank head, density", None), ("trees", 10),
         ("trees", 20),
     ]  # fmt: skip
+    assert rows[2]["gain"] == [0, 0, 0] and rows[0]["times"] == 1
 
 
-def corpus_of(folder: Path, texts: dict[str, list[str]]) -> None:
-    path = folder / "corpora/chitchat_byu.jsonl.gz"
-    path.parent.mkdir(parents=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
+def corpus_of(folder: Path, texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus named x below the folder."""
+    one = Corpus(path="x.jsonl.gz", field="turns", kind="dialogue", licence="-")
+    monkeypatch.setattr(words, "load_corpora", lambda: {"x": one})
+    with gzip.open(folder / one.path, "wt", encoding="utf-8") as file:
         for name, turns in texts.items():
             file.write(json.dumps({"doc": name, "split": "train", "turns": turns}) + "\n")
 
@@ -105,11 +108,7 @@ def test_words_are_compared_and_a_document_of_another_length_is_unknown(
     turns = ["I like tea.", "tea is good", "Do you like it?", "yes", "Why?", "no idea", "tea again"]
     rng = np.random.default_rng(0)
     store = store_in_memory([rng.standard_normal((n, DIM)) for n in (7, 6)], "train", corpus="x")
-    from trainers.lvm.corpora import Corpus
-
-    one = Corpus(path="corpora/chitchat_byu.jsonl.gz", field="turns", kind="dialogue", licence="-")
-    monkeypatch.setattr(words, "load_corpora", lambda: {"x": one})
-    corpus_of(tmp_path, {"0": turns, "1": turns})
+    corpus_of(tmp_path, {"0": turns, "1": turns}, monkeypatch)
     found = words.Words.read(tmp_path, np.arange(7), store)
     parts = found.features(store, np.array([5, 6]), np.array([0, 6, 8]))
     by_name = dict(zip(words.WORD_FEATURES, parts, strict=True))
@@ -120,6 +119,26 @@ def test_words_are_compared_and_a_document_of_another_length_is_unknown(
     assert by_name["length of the writer's last"][1, 0] == 1
     with pytest.raises(ConfigError, match="no known corpus"):
         words.Words.read(tmp_path, np.arange(7), store_in_memory([np.ones((7, DIM))], "train"))
+
+
+def test_words_help_where_the_vectors_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, vocabulary = np.random.default_rng(0), [f"word{n}" for n in range(12)]
+    count = 40
+    splits = ["train" if i % 2 else "valid" for i in range(count)]
+    noise = [rng.standard_normal((12, DIM)) for _ in range(count)]
+    store = store_in_memory(noise, splits, corpus="x")
+    topics = [rng.choice(vocabulary, 3, replace=False) for _ in range(count)]
+    texts = {str(i): [" ".join(rng.permutation(t)) + f" {n}" for n in range(12)]
+             for i, t in enumerate(topics)}  # fmt: skip
+    corpus_of(tmp_path, texts, monkeypatch)
+    rows = ceiling.ceiling(
+        store, store, data=tmp_path, windows=100, fit_windows=100, shares=(1.0,), pool=100,
+        rounds=10,
+    )  # fmt: skip
+    found = {row["ranker"]: row["hit10"][0] for row in rows}
+    assert found["trees and words"] > found["trees"] + 0.3
 
 
 def test_a_missing_store_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
