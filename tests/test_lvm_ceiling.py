@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 from brain.errors import ConfigError
 from tests.fakes.lvm_worlds import DIM, cycling_store, drifting_store
-from trainers.lvm import ceiling, words
+from trainers.lvm import ceiling, pair_features, words
 from trainers.lvm.baselines import CopyLast
 from trainers.lvm.corpora import Corpus
 from trainers.lvm.fivecat import HIT
@@ -40,7 +40,7 @@ def test_trees_find_what_similarities_with_the_context_alone_do_not() -> None:
         store, store, windows=200, fit_windows=200, shares=(1.0,), pool=100, rounds=40
     )
     found = {row["ranker"]: row for row in rows}
-    assert set(found) == {"scalars", "trees"}
+    assert set(found) == {"scalars", "logit", "trees"}
     assert found["trees"]["hit10"][0] > found["scalars"]["hit10"][0] + 0.1
     assert found["trees"]["times"] > 1.1 and found["scalars"]["times"] == 1.0
 
@@ -48,9 +48,9 @@ def test_trees_find_what_similarities_with_the_context_alone_do_not() -> None:
 def test_what_ranks_by_itself_has_the_ranks_of_5cat() -> None:
     store = drifting_store(documents=40)
     targets = store.windows("valid")
-    features = ceiling.Features(store, store.windows("train"), Copying())
-    trees = ceiling.fit_trees(features, store, store.windows("train")[:60], pool=60, rounds=5)
-    ranks = ceiling.judge(features, store, targets, trees, pool=60)
+    features = pair_features.Features(store, store.windows("train"), Copying())
+    rankers = ceiling.fit_rankers(features, store, store.windows("train")[:60], pool=60, rounds=5)
+    ranks = ceiling.judge(features, store, targets, rankers, pool=60)
     vectors = CopyLast().predict(store.contexts(targets))
     wanted, _ = pool_ranks(store, targets, lambda at, c: vectors[at] @ c.T, pool=60)
     assert np.array_equal(ranks["rank head"], wanted)
@@ -59,7 +59,7 @@ def test_what_ranks_by_itself_has_the_ranks_of_5cat() -> None:
 
 def test_every_feature_has_a_name_and_a_finite_value() -> None:
     store = drifting_store(documents=20)
-    features = ceiling.Features(store, store.windows("train"), Copying())
+    features = pair_features.Features(store, store.windows("train"), Copying())
     targets = store.windows("valid")[:30]
     for at, matrix in features.matrix(store, targets, targets):
         assert matrix.shape == (len(at), 30, len(features.names))
@@ -69,7 +69,7 @@ def test_every_feature_has_a_name_and_a_finite_value() -> None:
 def test_a_windows_own_document_is_never_looked_up() -> None:
     store = drifting_store(documents=20)
     targets = store.windows("train")
-    memory = ceiling.Memory.of(store, targets)
+    memory = pair_features.Memory.of(store, targets)
     mine = targets[:9]  # of the first document
     owner = store.document_of(mine)
     after, weights = memory.followed(store.contexts(mine), owner)
@@ -87,8 +87,8 @@ def test_more_documents_are_more_windows_and_the_same_ones_are_measured() -> Non
         store, store, Copying(), windows=60, fit_windows=60, shares=(0.5, 1.0), pool=40, rounds=3
     )
     assert [(row["ranker"], row["documents"]) for row in rows] == [
-        ("scalars", None), ("rank head", None), ("rank head, density", None), ("trees", 10),
-        ("trees", 20),
+        ("scalars", None), ("rank head", None), ("rank head, density", None), ("logit", 10),
+        ("trees", 10), ("logit", 20), ("trees", 20),
     ]  # fmt: skip
     assert rows[2]["gain"] == [0, 0, 0] and rows[0]["times"] == 1
 
@@ -139,6 +139,7 @@ def test_words_help_where_the_vectors_say_nothing(
     )  # fmt: skip
     found = {row["ranker"]: row["hit10"][0] for row in rows}
     assert found["trees and words"] > found["trees"] + 0.3
+    assert found["logit and words"] > found["logit"] + 0.3
 
 
 def test_a_missing_store_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
