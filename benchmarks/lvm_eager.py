@@ -44,7 +44,15 @@ class EagerNetwork:
     def rank(self, context: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """``[B, 5, D], [N, D] -> [B, N]``."""
         with torch.inference_mode():
-            scores = self.net.rank(torch.from_numpy(context), torch.from_numpy(candidates))
+            bank = torch.from_numpy(candidates)
+            scores = self.net.rank(torch.from_numpy(context), bank)
+            crowd = self.manifest["network"].get("density")
+            if crowd and len(bank) > 2:  # as LvmNetwork, for up to a thousand candidates
+                near = (bank @ bank.T).fill_diagonal_(-2.0)
+                nearest = near.topk(min(crowd["neighbours"], len(bank) - 1)).values.mean(1)
+                every = (near.sum(1) + 2) / (len(bank) - 1)
+                dense = crowd["factors"][0] * nearest + crowd["factors"][1] * every
+                scores = scores - (dense - dense.mean())
         found: np.ndarray = scores.numpy()
         return found
 

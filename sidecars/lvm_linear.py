@@ -26,7 +26,7 @@ from brain.errors import ArtifactCorrupt, InputError
 Array = npt.NDArray[np.float32]
 CONTEXT = 5
 ARCHITECTURE = "linear-1"
-#: Similarities of the candidates are taken with at most so many of them, evenly spread.
+#: Similarities of the candidates are taken with at most so many of them.
 REFERENCES = 1000
 _PAIRS = np.triu_indices(CONTEXT, 1)
 GATES = 1 + len(_PAIRS[0])
@@ -51,11 +51,21 @@ def gates(turned: Array) -> Array:
     return np.concatenate([ones, inner[:, _PAIRS[0], _PAIRS[1]] - USUAL], axis=1)
 
 
+def references(candidates: Array) -> npt.NDArray[np.intp]:
+    """Which of the candidates ``[N, D]`` all are compared with, rising: all, or where they are many
+    some that are evenly spread along the first axis, whatever order they come in."""
+    count = len(candidates)
+    if count <= REFERENCES:
+        return np.arange(count)
+    along = np.lexsort((candidates[:, 1], candidates[:, 0]))
+    return np.sort(along[np.linspace(0, count - 1, REFERENCES).astype(int)])
+
+
 def density(candidates: Array, neighbours: int) -> Array:
     """Of each candidate among the others ``[N, D] -> [N, 3]``: mean cosine of its nearest, mean
     and standard deviation of all. Zeros where there is no other."""
     count = len(candidates)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, REFERENCES)).astype(int))
+    chosen = references(candidates)
     out = np.zeros((count, 3), np.float32)
     for at in range(0, count, REFERENCES):
         rows = np.arange(at, min(at + REFERENCES, count))

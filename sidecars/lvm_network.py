@@ -5,7 +5,9 @@ Two separate heads over the last five unit vectors of a conversation:
 - *vector head*: a linear map of the five vectors (it starts as ridge regression) plus a small
   transformer's correction; trained for cosine, for decoding and surprise;
 - *rank head*: scores a context and a candidate jointly from similarities (several queries, the
-  five raw ones, low-rank bilinear ones), gated by the context and mixed by a small MLP.
+  five raw ones, low-rank bilinear ones), gated by the context and mixed by a small MLP. How dense
+  the candidates lie around a candidate then counts against it, where the manifest says how much
+  (``network.density``; local scaling, CSLS of Conneau et al. 2018).
 
 Parameter names are those of ``trainers.lvm.networks``, which defines the same function in torch.
 """
@@ -118,6 +120,15 @@ class LvmNetwork:
             network = manifest["network"]
             self.dim = int(network["dim"])
             self._vector, self._rank = network["vector"], network["rank"]
+            crowd = network.get("density")
+            self._neighbours = int(crowd["neighbours"]) if crowd else 0
+            self._factors = np.array(crowd["factors"] if crowd else [], np.float32)
+            if crowd and (
+                self._neighbours < 1
+                or self._factors.shape != (2,)
+                or not np.isfinite(self._factors).all()
+            ):
+                raise ValueError("density needs neighbours and two finite factors")
             # One window through each head finds a missing or misshapen tensor now, not later.
             probe = np.zeros((1, CONTEXT, self.dim), np.float32)
             self.predict(probe)
@@ -142,7 +153,25 @@ class LvmNetwork:
         return unit(skip + self._linear("vector.out", flat))
 
     def rank(self, context: npt.ArrayLike, candidates: npt.ArrayLike) -> Array:
-        """Scores, higher is likelier: ``[B, 5, D]``, ``[N, D] -> [B, N]`` (logits)."""
+        """Scores, higher is likelier: ``[B, 5, D]``, ``[N, D] -> [B, N]`` (logits).
+
+        A score depends on the candidates given with it, never on their order. One alone, or two,
+        keep the scores of ``rank_alone``.
+        """
+        score = self.rank_alone(context, candidates)
+        return np.asarray(score - self.crowding(candidates), dtype=np.float32)
+
+    def crowding(self, candidates: npt.ArrayLike) -> Array:
+        """What density takes off each candidate's score, ``[N, D] -> [N]``, zero on average."""
+        c = np.asarray(candidates, dtype=np.float32)
+        if not len(self._factors) or len(c) < 3:  # two are as near to each other
+            return np.zeros(len(c), np.float32)
+        crowd = lvm_linear.density(c, self._neighbours)[:, :2] @ self._factors
+        # About their mean: what the candidates share moves none of them.
+        return np.asarray(crowd - crowd.mean(), dtype=np.float32)
+
+    def rank_alone(self, context: npt.ArrayLike, candidates: npt.ArrayLike) -> Array:
+        """``rank`` without the density: each candidate's score whatever the others are."""
         x = self._checked(context)
         c = np.asarray(candidates, dtype=np.float32)
         if c.ndim != 2 or c.shape[1] != self.dim:

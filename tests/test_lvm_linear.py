@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("safetensors")
 
 from brain.errors import ArtifactCorrupt, ConfigError, InputError
-from sidecars.lvm_linear import LinearNetwork, density, rank_features, unit
+from sidecars.lvm_linear import LinearNetwork, density, rank_features, references, unit
 from sidecars.lvm_network import load_network
 from tests.fakes.lvm_worlds import DIM, drifting_store
 from trainers.lvm import linear, recipes
@@ -75,10 +75,13 @@ def test_many_candidates_are_compared_with_some_of_them(monkeypatch) -> None:
     monkeypatch.setattr("sidecars.lvm_linear.REFERENCES", 50)
     every = vectors(120)
     found = density(every, 5)
-    chosen = np.unique(np.linspace(0, 119, 50).astype(int))
+    chosen = references(every)
+    assert len(chosen) == len(np.unique(chosen)) == 50
     far = int(np.setdiff1d(np.arange(120), chosen)[0])
     nearest = np.sort(every[far] @ every[chosen].T)[-5:]
     assert found[far, 0] == pytest.approx(nearest.mean(), abs=1e-5)
+    order = np.random.default_rng(5).permutation(120)
+    assert density(every[order], 5) == pytest.approx(found[order], abs=1e-5)
 
 
 def test_a_candidate_among_its_like_scores_lower_when_density_weighs_against_it() -> None:

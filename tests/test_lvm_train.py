@@ -99,6 +99,25 @@ def test_a_run_writes_log_metrics_and_a_model_the_sidecar_loads(tmp_path, recipe
     assert "copy-last" in capsys.readouterr().out
 
 
+def test_a_run_ends_with_the_factors_of_the_candidates_density_unless_told_not_to(tmp_path, recipe):
+    store = write_store(tmp_path / "store")
+    train_cli.run(options(recipe, store, tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    manifest = json.loads((tmp_path / "out/model/manifest.json").read_text())
+    fitted = manifest["network"]["density"]
+    assert len(fitted["factors"]) == 2
+    found = metrics["density"]
+    assert {key: found[key] for key in fitted} == fitted
+    assert found["valid"]["mrr"] == manifest["measured"]["mrr"]["mean"]
+    recipe.write_text("density = 0\n" + RECIPE)
+    train_cli.run(options(recipe, store, tmp_path / "without"))
+    manifest = json.loads((tmp_path / "without/model/manifest.json").read_text())
+    assert "density" not in manifest["network"]
+    metrics = json.loads((tmp_path / "without/metrics.json").read_text())
+    assert "density" not in metrics
+    assert manifest["measured"] == metrics["table"]["ours"]
+
+
 def test_the_same_seed_gives_the_same_run_and_resuming_changes_nothing(tmp_path, recipe):
     store = write_store(tmp_path / "store")
     for name, more in (("a", ()), ("b", ())):

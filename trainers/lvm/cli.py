@@ -246,6 +246,43 @@ def rollout(
 
 
 @cli.command(
+    epilog="Example: limbic lvm density --model FOLDER --store stores/a --valid-store stores/b"
+)
+@click.option("--model", type=FOLDER, required=True, help="Folder of a two-heads model.")
+@click.option("--store", type=FOLDER, required=True, help="Store to fit on: training dialogues.")
+@click.option("--valid-store", "valid", type=FOLDER, help="Measure there (default: STORE).")
+@click.option("--split", default="train", show_default=True)
+@click.option("--valid-split", default="valid", show_default=True)
+@click.option("--windows", type=click.IntRange(1), help="How many to fit on.")
+@click.option("--version", type=click.IntRange(1), help="Version to write (default: unchanged).")
+@click.option("--seed", type=int, default=0, show_default=True)
+def density(
+    model: Path,
+    store: Path,
+    valid: Path | None,
+    split: str,
+    valid_split: str,
+    windows: int | None,
+    version: int | None,
+    seed: int,
+) -> None:
+    """Fit how much the candidates' density counts against them; write it into the model."""
+    from trainers.lvm.density import WINDOWS, add, training_windows
+    from trainers.lvm.store import VectorStore
+
+    source = VectorStore.open(store)
+    targets = training_windows(source, split, windows or WINDOWS, seed)
+    elsewhere = VectorStore.open(valid) if valid is not None else source
+    manifest = add(model, source, targets, elsewhere, valid_split, version=version)
+    fitted = manifest["network"]["density"]
+    near, every = fitted["factors"]
+    click.echo(f"{near:g} × the nearest {fitted['neighbours']}, {every:g} × all")
+    for metric, found in manifest["measured"].items():
+        low, high = found["interval"]
+        click.echo(f"{metric:7} {found['mean']:.4f} [{low:.4f}, {high:.4f}]")
+
+
+@cli.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )

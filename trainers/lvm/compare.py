@@ -207,7 +207,10 @@ def kept(path: Path, weights: Path, judge: Judge, measure: Callable[[], Measured
 
 
 def shipped(folder: Path, corpus: Corpus, judge: Judge, out: Path) -> list[dict[str, Any]]:
-    """Rows of a model folder: with its rank head, and its vector head alone."""
+    """Rows of a model folder: with its rank head, and its vector head alone.
+
+    The rank head scores each candidate for itself here: one bank serves document and pool.
+    """
     import torch
 
     from sidecars.lvm_network import LvmNetwork
@@ -220,7 +223,7 @@ def shipped(folder: Path, corpus: Corpus, judge: Judge, out: Path) -> list[dict[
         return torch.from_numpy(net.predict(context.numpy()))
 
     def rank(context: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(net.rank(context.numpy(), bank.numpy()))
+        return torch.from_numpy(net.rank_alone(context.numpy(), bank.numpy()))
 
     size = sum(tensor.size for tensor in net.tensors.values())
     name, weights = str(net.manifest["name"]), folder / "model.safetensors"

@@ -20,7 +20,8 @@ class Recipe:
     the rank head's checkpoint is chosen by the mean of the two ratios, each over its target.
     ``dev_share`` of the training documents are held out to choose epochs by; with 0 the split that
     is reported chooses them. ``toward_scalars`` starts the vector head from a ridge whose penalty
-    draws it to the five scalars, not to zero.
+    draws it to the five scalars, not to zero. ``density`` is how many training windows of the first
+    store fit how much the candidates' density counts against them; 0 leaves it out.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Recipe:
     ridge: float = 0.03
     toward_scalars: bool = False
     dev_share: float = 0.0
+    density: int = 6_000
     seed: int = 0
     target_mrr: float = 1.15
     target_hit: float = 1.3

@@ -5,7 +5,7 @@ Ties count against the model: a candidate that scores within ``TIE`` of the targ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -70,11 +70,7 @@ def pool_ranks(
     its pool's. The last pool is filled up with others. Context sentences are left out.
     """
     ranks = np.zeros(len(targets), dtype=np.int64)
-    order = np.random.default_rng(seed).permutation(len(targets))
-    size = min(pool, len(targets))
-    for at in range(0, len(order), size):
-        fresh = order[at : at + size]
-        members = np.concatenate([fresh, order[: size - len(fresh)]])
+    for fresh, members in pools(len(targets), pool, seed):
         rows = targets[members]
         candidates = store.rows(rows)
         for start in range(0, len(fresh), ROWS):
@@ -83,7 +79,17 @@ def pool_ranks(
             ranks[chunk] = pessimistic_ranks(
                 score(chunk, candidates), column, is_context(rows, targets[chunk])
             )
-    return ranks, size
+    return ranks, min(pool, len(targets))
+
+
+def pools(count: int, pool: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows ``0..count-1`` shuffled and cut: those of a pool ``[n]``, and its members ``[pool]``,
+    which begin with them."""
+    order = np.random.default_rng(seed).permutation(count)
+    size = min(pool, count)
+    for at in range(0, count, size):
+        fresh = order[at : at + size]
+        yield fresh, np.concatenate([fresh, order[: size - len(fresh)]])
 
 
 def is_context(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:

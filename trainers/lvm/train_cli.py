@@ -9,14 +9,15 @@ Needs torch, numpy and safetensors only. Example::
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brain.errors import ConfigError, LimbicError
 
 if TYPE_CHECKING:
-    from trainers.lvm.recipes import Linear
+    from trainers.lvm.recipes import Linear, Recipe
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +79,28 @@ def run(argv: list[str] | None = None) -> None:
             minutes=options.minutes,
             resume=options.resume,
         )
+        if recipe.density:
+            metrics["density"] = _density(recipe, options)
+            text = json.dumps(metrics, indent=1) + "\n"
+            (options.out / "metrics.json").write_text(text, "utf-8")
     print_report(metrics)
+    if "density" in metrics:
+        print(f"with the candidates' density: {json.dumps(metrics['density'])}", flush=True)
+
+
+def _density(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    """The last step of a two-heads run: on the first store, measured on the first valid store."""
+    from trainers.lvm import density
+    from trainers.lvm.store import VectorStore
+
+    store = VectorStore.open(options.store[0])
+    valid = VectorStore.open((options.valid_store or options.store)[0])
+    targets = density.training_windows(
+        store, options.train_split, recipe.density, recipe.seed, recipe.dev_share
+    )
+    manifest = density.add(options.out / "model", store, targets, valid, options.valid_split)
+    fitted: dict[str, Any] = manifest["network"]["density"]
+    return fitted | {"valid": {n: m["mean"] for n, m in manifest["measured"].items()}}
 
 
 def _linear(recipe: Linear, options: argparse.Namespace) -> None:
