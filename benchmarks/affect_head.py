@@ -4,9 +4,11 @@ One sidecar that multiplies in int8 and one in float32, from the same file of we
 of 30 tokens at a time (p50, p95), then batches of 64 (messages a second), in turns, so that a slow
 phase of the machine hits both; resident memory after that and after batches of 64 full-length
 messages. Beside seconds, the processor time that a message took of its sidecar: with one thread it
-says what is faster even where other programs keep the machine busy. Then the sidecar with what it chooses for this processor, ``--pause-ms`` between messages,
-with a turn id, so that a reason is worked out for each where the pause is longer than the sidecar's
-quiet time. Beside them the float32 network of the same shape in PyTorch eager, called directly.
+says what is faster even where other programs keep the machine busy.
+
+Then the sidecar with what it chooses for this processor, ``--pause-ms`` between messages, with a
+turn id, so that a reason is worked out for each where the pause is longer than the sidecar's quiet
+time. Beside them the float32 network of the same shape in PyTorch eager, called directly.
 
 The last lines say how far the two kinds of products are apart over the gold rows, and what the
 machine allows: the rate of a bare float32 matrix product of the encoder's shape, the rate that 250
