@@ -27,7 +27,7 @@ from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
 from sidecars.batching import MicroBatcher, Shed, deadline_passed
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
-from sidecars.process import limit_openmp_spinning
+from sidecars.process import bound_free_memory, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
 
 if TYPE_CHECKING:
@@ -275,4 +275,5 @@ class CahmService(Service):
 
 
 if __name__ == "__main__":
+    bound_free_memory()
     sys.exit(main(CahmService))
