@@ -66,13 +66,13 @@ class AffectHead:
         self._a, self._b = manifest.confidence.a, manifest.confidence.b
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int = 1) -> AffectHead:
-        """Verify and load a folder.
+    def load(cls, folder: str | Path, *, threads: int = 1, products: str = "int8") -> AffectHead:
+        """Verify and load a folder; ``products`` as ``TextModel.load`` takes them.
 
         Raises:
             ConfigError: missing, altered or foreign (exit code 78).
         """
-        model = TextModel.load(folder, threads=threads)
+        model = TextModel.load(folder, threads=threads, products=products)
         head = cls(model, where=str(Path(folder) / MANIFEST_FILE))
         head.warm()
         return head
@@ -99,6 +99,11 @@ class AffectHead:
     def sha256(self) -> str:
         """Hash of the model file."""
         return self._model.sha256
+
+    @property
+    def products(self) -> str:
+        """What the encoder multiplies in: ``int8`` or ``float32``."""
+        return self._model.products
 
     def score(self, messages: Sequence[Message]) -> list[Scores]:
         """Scores of each message, in order.

@@ -27,7 +27,7 @@ from sidecars.affect_head import ONE_WORD, AffectHead, Message, Scores
 from sidecars.batching import MicroBatcher, Shed, deadline_passed
 from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
-from sidecars.process import limit_openmp_spinning
+from sidecars.process import bound_free_memory, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ class CahmService(Service):
         parser.add_argument(
             "--adapter", type=Path, help="a generative head's adapter; --model is then its base"
         )
+        parser.add_argument(
+            "--products", choices=("auto", "int8", "float32"), default="auto",
+            help="what an encoder head multiplies in (default: what this processor is faster at)",
+        )  # fmt: skip
         parser.add_argument("--threads", type=int, default=2, help="of one inference (default: 2)")
         parser.add_argument("--max-queue", type=int, default=512, help="messages that may wait")
 
@@ -111,8 +115,10 @@ class CahmService(Service):
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
         progress("loading the affect head")
         model, threads = self._args.model, self._args.threads
-        adapter = getattr(self._args, "adapter", None)
+        adapter, products = getattr(self._args, "adapter", None), self._args.products
         if adapter is not None or ".gguf" in model.name or model.is_file():
+            if products != "auto":
+                raise ConfigError(f"--products {products} is for a folder with an encoder head")
             limit_openmp_spinning()
             # Imported here: it loads llama.cpp, which the default head does not need.
             from sidecars.affect_generative import GenerativeHead
@@ -121,7 +127,8 @@ class CahmService(Service):
                 model, adapter=adapter, threads=threads, progress=progress, stopping=stopping
             )
         else:
-            self._head = AffectHead.load(model, threads=threads)
+            self._head = AffectHead.load(model, threads=threads, products=products)
+            return ModelInfo(self._head.name, self._head.sha256, self._head.products)
         return ModelInfo(self._head.name, self._head.sha256)
 
     async def start(self) -> None:
@@ -135,6 +142,12 @@ class CahmService(Service):
         self._inference = self.metrics.histogram(
             "limbic_cahm_seconds", "From a request's arrival to its scores"
         )
+        if isinstance(self._head, AffectHead):
+            self.metrics.constant(
+                "limbic_cahm_products",
+                "Always 1; what is multiplied in",
+                products=self._head.products,
+            )
         self._reasoner = asyncio.create_task(self._reason())
 
     async def close(self) -> None:
@@ -262,4 +275,5 @@ class CahmService(Service):
 
 
 if __name__ == "__main__":
+    bound_free_memory()
     sys.exit(main(CahmService))

@@ -50,6 +50,10 @@ class Metrics:
         """Another histogram, of seconds, of this sidecar."""
         return Histogram(name, text, buckets=_SECONDS, registry=self.registry)
 
+    def constant(self, name: str, text: str, **labels: str) -> None:
+        """A series that is always 1 and tells by its labels how this sidecar works."""
+        Gauge(name, text, list(labels), registry=self.registry).labels(**labels).set(1)
+
     def text(self) -> bytes:
         """All of it, in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)

@@ -4,15 +4,19 @@ A folder holds ``manifest.json`` (name, version, kind, ``max_tokens``, and size 
 other file), ``tokenizer.json`` (Hugging Face tokenizers) and ``model.onnx`` with the inputs
 ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 [B, T]. Nothing is loaded that the
 manifest does not vouch for.
+
+``model.onnx`` multiplies in int8. Where ``float32.onnx`` lies beside it, the same weights can be
+multiplied in float32: that file is a graph whose tensors are ranges of bytes of ``model.onnx``,
+multiplied out once, when it is loaded. A processor without instructions for int8 products is faster
+at that, for more memory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -21,20 +25,27 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from brain.errors import ConfigError
+from sidecars.hashing import hash_file
+from sidecars.processor import multiplies_int8
 
 MAX_BATCH = 32
 # A batch is padded to its longest text: beyond this many tokens it is cut into smaller ones, which
 # keeps memory below 200 MB and does not slow messages of 30 tokens, 32 at a time.
 MAX_BATCH_TOKENS = 1024
+# Float32 weights take the memory that the other half of such a batch would need.
+MAX_FLOAT_BATCH_TOKENS = 512
 # Characters a token that are looked at before a long text is cut: four times what words have.
 CHARS_A_TOKEN = 16
 MODEL_FILE = "model.onnx"
+FLOAT_FILE = "float32.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 MANIFEST_FILE = "manifest.json"
+WEIGHTS_SHA256 = "weights_sha256"  # in float32.onnx: of the model.onnx whose bytes it reads
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Outputs = dict[str, NDArray[np.float32]]
 Feed = dict[str, NDArray[np.int64]]
+Products = Literal["int8", "float32"]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -70,11 +81,36 @@ def _verify(path: Path, expected: dict[str, Any], manifest: Path) -> None:
             raise ConfigError(
                 f"{path}: {size} bytes where {manifest.name} says otherwise; reinstall the model"
             )
-        data = path.read_bytes()
+        # In pieces: whole, the allocator would from then on keep as much as the file is long.
+        sha256 = hash_file(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; reinstall the model") from error
-    if hashlib.sha256(data).hexdigest() != expected.get("sha256"):
+    if sha256 != expected.get("sha256"):
         raise ConfigError(f"{path}: altered; its SHA-256 is not the one in {manifest.name}")
+
+
+def choose_products(wanted: str, files: Container[str], *, where: str) -> Products:
+    """What to multiply in: ``int8``, ``float32``, or for ``auto`` what this processor is faster at.
+
+    Args:
+        files: names of the model's files; without ``float32.onnx`` there is int8 alone.
+        where: the manifest, for the message.
+
+    Raises:
+        ConfigError: no such products, or ``float32`` of a model that has no graph for them.
+    """
+    if wanted == "auto":
+        return "int8" if FLOAT_FILE not in files or multiplies_int8() else "float32"
+    if wanted == "int8":
+        return "int8"
+    if wanted != "float32":
+        raise ConfigError(f"products must be auto, int8 or float32 (got {wanted[:40]!r})")
+    if FLOAT_FILE not in files:
+        raise ConfigError(
+            f"{where}: {FLOAT_FILE} is not listed, so the model multiplies in int8 alone; add it "
+            "with: python -m trainers.encoder.float_graph FOLDER"
+        )
+    return "float32"
 
 
 class Tokens(NamedTuple):
@@ -92,19 +128,27 @@ class TextModel:
         session: onnxruntime.InferenceSession,
         tokenizer: Tokenizer,
         manifest: dict[str, Any],
+        products: Products = "int8",
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self.manifest = manifest
+        self.products = products
         self._limit = int(manifest["max_tokens"])
+        self._batch_tokens = MAX_BATCH_TOKENS if products == "int8" else MAX_FLOAT_BATCH_TOKENS
         self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
 
     @classmethod
-    def load(cls, folder: str | Path, *, threads: int = 1) -> TextModel:
-        """Verify and load a folder; ``threads`` is what one inference may use.
+    def load(cls, folder: str | Path, *, threads: int = 1, products: str = "int8") -> TextModel:
+        """Verify and load a folder.
+
+        Args:
+            threads: what one inference may use.
+            products: ``int8``, ``float32`` or ``auto`` (``choose_products``).
 
         Raises:
-            ConfigError: it is missing, altered, or not a text model (exit code 78).
+            ConfigError: it is missing, altered, not a text model, or lacks these products (exit
+                code 78).
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
@@ -114,7 +158,13 @@ class TextModel:
         limit = manifest.get("max_tokens")
         if not isinstance(limit, int) or not 8 <= limit <= 8192:
             raise ConfigError(f"{folder / MANIFEST_FILE}: max_tokens must be 8 to 8192")
+        chosen = choose_products(products, manifest["files"], where=str(folder / MANIFEST_FILE))
+        file = MODEL_FILE
         options = onnxruntime.SessionOptions()
+        if chosen == "float32":
+            file = FLOAT_FILE
+            # Weights are otherwise kept quantised, to be multiplied out anew in every product.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Batches differ in shape: an arena would keep the largest one ever seen resident.
@@ -124,22 +174,29 @@ class TextModel:
         try:
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
             session = onnxruntime.InferenceSession(
-                str(folder / MODEL_FILE), options, providers=["CPUExecutionProvider"]
+                str(folder / file), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # both libraries raise types of their own
             raise ConfigError(f"{folder}: cannot be loaded ({first_line(error)})") from error
         wanted = {"input_ids", "attention_mask", "token_type_ids"}
         if {i.name for i in session.get_inputs()} != wanted:
-            raise ConfigError(f"{folder / MODEL_FILE}: not a text model of this project")
+            raise ConfigError(f"{folder / file}: not a text model of this project")
+        # Ranges of bytes mean nothing in another file of weights.
+        made_for = session.get_modelmeta().custom_metadata_map.get(WEIGHTS_SHA256)
+        if chosen == "float32" and made_for != manifest["files"][MODEL_FILE].get("sha256"):
+            raise ConfigError(
+                f"{folder / file}: made for another {MODEL_FILE}; make it again with: "
+                f"python -m trainers.encoder.float_graph {folder}"
+            )
         # The library's own truncation keeps what it cuts, for a pair in every combination: two long
         # texts would take all memory.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(session, tokenizer, manifest)
+        return cls(session, tokenizer, manifest, chosen)
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the model file."""
+        """SHA-256 of the file that holds the weights, whatever they are multiplied in."""
         return str(self.manifest["files"][MODEL_FILE]["sha256"])
 
     def count_tokens(self, text: str) -> int:
@@ -200,7 +257,7 @@ class TextModel:
         while start < len(order):
             stop = min(start + MAX_BATCH, len(order))
             while stop - start > 1 and len(read[order[stop - 1]].ids) * (stop - start) > (
-                MAX_BATCH_TOKENS
+                self._batch_tokens
             ):
                 stop -= 1
             answer = self.infer(feed([read[i] for i in order[start:stop]]))

@@ -276,6 +276,8 @@ class SidecarServer:
             "queue": self._service.queue_length(),
             "rss_mb": await self._measured(rss_mb),
         }
+        if info and info.products:
+            body["products"] = info.products
         if not ready:
             body["reason"] = "stopping" if self._stopping.is_set() else "loading"
         return json_response(body, status=200 if ready else 503)

@@ -17,10 +17,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a sidecar serves."""
+    """What a sidecar serves; ``products`` is what it multiplies in, where there is a choice."""
 
     model: str
     sha256: str
+    products: str = ""
 
 
 class LoadCancelled(Exception):

@@ -66,7 +66,7 @@ def head(file: Path) -> Iterator[GenerativeHead]:
 
 @asynccontextmanager
 async def served(file: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, str]]:
-    args = argparse.Namespace(model=file, adapter=None, threads=1, max_queue=512)
+    args = argparse.Namespace(model=file, adapter=None, threads=1, max_queue=512, products="auto")
     async with (
         SidecarServer(CahmService(args), ServeOptions(port=0)) as server,
         aiohttp.ClientSession() as http,

@@ -23,6 +23,7 @@ from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.report import SERVED, WEIGHTS, page, report
 from trainers.affect.head.report import main as report_main
 from trainers.affect.head.served import answers, run_onnx
+from trainers.encoder.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = {"name": "scripted", "version": "1", "confidence": {"a": 2.0, "b": 4.0}}
@@ -223,8 +224,7 @@ def test_a_grafted_arousal_head_says_what_was_fitted_and_changes_nothing_else(
         refit.graft(name, tmp_path / "model.onnx", weight, bias)
         (tmp_path / "tokenizer.json").write_bytes((WEIGHTS / "tokenizer.json").read_bytes())
         manifest = json.loads((WEIGHTS / "manifest.json").read_text())
-        manifest["files"] = refit.file_hashes(tmp_path)
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(tmp_path, **{k: v for k, v in manifest.items() if k != "files"})
         model = TextModel.load(tmp_path)
         said = answers(model, data, rows)["arousal"]
         assert np.allclose(said, np.tanh(pooled @ weight + bias), atol=1e-5)

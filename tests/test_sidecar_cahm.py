@@ -28,6 +28,7 @@ class ScriptedModel:
 
     outputs = ("axes", "spread", "tags")
     sha256 = "ab" * 32
+    products = "int8"
 
     def __init__(self) -> None:
         self.manifest: dict[str, Any] = {

@@ -9,7 +9,6 @@ of .998 over 120 chat turns).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import shutil
@@ -17,13 +16,13 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidecars.onnx_text import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, TextModel
+from sidecars.onnx_text import MODEL_FILE, TOKENIZER_FILE, TextModel
+from trainers.encoder.manifest import write_manifest
 from trainers.encoder.minilm import MiniLM, load_minilm, package_folder, pool
 
 BLOCK = 64
@@ -86,18 +85,6 @@ def export_onnx(model: nn.Module, outputs: list[str], path: Path, *, quantise: b
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Gather"],
         )
-
-
-def write_manifest(folder: Path, **fields: Any) -> dict[str, Any]:
-    """Write ``manifest.json`` over the model and tokenizer of a folder; returns it."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".onnx", ".json", ".npz", ".safetensors"} and path.name != MANIFEST_FILE:
-            data = path.read_bytes()
-            files[path.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {**fields, "files": files}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
 
 
 def copy_tokenizer(folder: Path) -> None:

@@ -27,7 +27,9 @@ from trainers.affect.head.measure import CLOSE, error_of
 from trainers.affect.head.network import AffectNet, Served
 from trainers.affect.head.served import answers as served_answers
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
-from trainers.encoder.export import copy_tokenizer, export_onnx, write_manifest
+from trainers.encoder.export import copy_tokenizer, export_onnx
+from trainers.encoder.float_graph import write_float_graph
+from trainers.encoder.manifest import write_manifest
 from trainers.encoder.minilm import load_minilm
 
 GATE = 0.01
@@ -125,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(args.out)
     export_onnx(Served(net), list(Served.outputs), args.out / MODEL_FILE)
+    write_float_graph(args.out)
     names = json.loads(args.data.with_suffix(".json").read_text())
     fields = {
         "name": "limbic-affect", "version": "1", "kind": "affect-encoder", "max_tokens": 128,

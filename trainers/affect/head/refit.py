@@ -14,7 +14,6 @@ says of it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -33,6 +32,8 @@ from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.report import WEIGHTS
 from trainers.affect.head.served import run_onnx
+from trainers.encoder.float_graph import write_float_graph
+from trainers.encoder.manifest import write_manifest
 
 HEAD = "net.tags.weight_Transposed"  # any head: its other input is the pooled vector
 POOLED, AROUSAL = "pooled", "arousal"
@@ -116,15 +117,6 @@ def graft(source: Path, target: Path, weight: Array, bias: float) -> None:
     target.write_bytes(model.SerializeToString())
 
 
-def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of the model and its tokenizer, as a manifest has them."""
-    found = {}
-    for name in (MODEL_FILE, TOKENIZER_FILE):
-        content = (folder / name).read_bytes()
-        found[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return found
-
-
 def changed(before: TextModel, after: TextModel, data: Prepared, folder: Path | None) -> list[str]:
     """Names of outputs of ``before`` that ``after`` gives otherwise, on gold and pairs."""
     rows = np.concatenate([data.rows(part) for part in ("gold", "pair_a", "pair_b")])
@@ -159,8 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     part = args.out / f"{MODEL_FILE}.part"
     graft(args.model / MODEL_FILE, part, weight, bias)
     part.replace(args.out / MODEL_FILE)
-    manifest = {**before.manifest, "version": args.version, "files": file_hashes(args.out)}
-    (args.out / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+    write_float_graph(args.out)
+    fields = {k: v for k, v in before.manifest.items() if k != "files"}
+    write_manifest(args.out, **fields | {"version": args.version})
     differ = changed(before, TextModel.load(args.out, threads=2), data, args.cache)
     if differ:
         print(f"gate: {', '.join(differ)} changed")
