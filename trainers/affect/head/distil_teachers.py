@@ -37,7 +37,7 @@ class Recipe:
     teacher_steps: int = 1200
     teacher_rate: float = 5e-4
     teacher_dropout: float = 0.4
-    steps: int = 1300
+    steps: int = 620
     pool: int = 24
     emobank: int = 20
     intimacy: int = 6
@@ -46,7 +46,7 @@ class Recipe:
     goemotions: int = 14
     chat: int = 8
     variant: int = 24
-    learning_rate: float = 4e-5
+    learning_rate: float = 5e-5
     head_rate: float = 4e-4
     weight_decay: float = 0.01
     warmup: float = 0.05

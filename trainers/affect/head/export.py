@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--head", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--version", default="1", help="of the model, in its manifest")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the exported file said")
     args = parser.parse_args(argv)
     for path in (args.data, args.head):
@@ -130,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     write_float_graph(args.out)
     names = json.loads(args.data.with_suffix(".json").read_text())
     fields = {
-        "name": "limbic-affect", "version": "1", "kind": "affect-encoder", "max_tokens": 128,
-        "axes": list(AXES), "tags": list(TAGS),
+        "name": "limbic-affect", "version": args.version, "kind": "affect-encoder",
+        "max_tokens": 128, "axes": list(AXES), "tags": list(TAGS),
         "tag_thresholds": tag_thresholds(data, out),
         "emotions": names["emotions"], "confidence": curve, "data": data.digest,
     }  # fmt: skip
