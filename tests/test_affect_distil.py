@@ -149,7 +149,8 @@ def test_the_better_source_of_each_output_is_chosen_on_dev() -> None:
     poor = {"axes": noise, "arousal": truth[:, 2], "tags": 1 - data.tags,
             "emotions": 1 - data.emotions}  # fmt: skip
     shares = distil_teachers.choose_shares(data, good, poor)
-    assert shares == {"axes": 1.0, "emobank valence": 1.0, "arousal": 0.0, "tags": 1.0}
+    chosen = {"axes": 1.0, "emobank valence": 1.0, "arousal": 0.0, "tags": 1.0}
+    assert shares == {**chosen, "film": 1.0, "intensity": 1.0}
     both = distil_teachers.mixed(data, good, poor, shares)
     assert np.array_equal(both["axes"], truth) and np.array_equal(both["tags"], data.tags)
     assert np.array_equal(both["emotions"], poor["emotions"])

@@ -24,6 +24,7 @@ from torch import nn
 from trainers.affect.head import curves, train
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.distil_teachers import (
+    UNSERVED,
     Draw,
     Outputs,
     Recipe,
@@ -35,9 +36,11 @@ from trainers.affect.head.distil_teachers import (
     standardised,
     teach,
 )
+from trainers.affect.head.export import rebuild
 from trainers.affect.head.losses import imitate
 from trainers.affect.head.network import AffectNet, Predicted
 from trainers.affect.head.texts import read_texts
+from trainers.affect.head.weights import served_weights
 from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide_vectors
 from trainers.encoder.minilm import load_minilm
 
@@ -121,21 +124,15 @@ def student(
 def start_head(path: Path, data: Prepared) -> AffectNet:
     """The head to go on from: a run's safetensors file, or a served folder, whose int8 matrices
     are multiplied out (heads that only training has start anew)."""
-    from safetensors.torch import load_file
-
-    from trainers.affect.head.weights import served_weights
-
+    if not path.is_dir():
+        return rebuild(path, data)
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     net = AffectNet(load_minilm(), **widths)
-    if path.is_dir():
-        found = {k: torch.tensor(v) for k, v in served_weights(path).items()}
-        missing = set(net.load_state_dict(found, strict=False).missing_keys)
-        unknown = {n for n in missing if n.partition(".")[0] not in ("film", "intensity", "scale",
-                                                                     "shift")}  # fmt: skip
-        if unknown:
-            raise ValueError(f"{path}: lacks {', '.join(sorted(unknown)[:3])}")
-    else:
-        net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    found = {k: torch.tensor(v) for k, v in served_weights(path).items()}
+    missing = net.load_state_dict(found, strict=False).missing_keys
+    unknown = sorted(n for n in missing if n.partition(".")[0] not in (*UNSERVED, "scale", "shift"))
+    if unknown:
+        raise ValueError(f"{path}: lacks {', '.join(unknown[:3])}")
     return net
 
 

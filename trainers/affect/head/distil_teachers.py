@@ -24,12 +24,14 @@ Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Outputs = dict[str, Array]
 UNLABELLED = ("chat", "variant")
+UNSERVED = ("film", "intensity")  # heads that only training has
 PENALTIES = (3e3, 1e4, 3e4)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. ``pool`` … ``chat`` are rows a step for the student."""
+    """One run. ``limit``: rows of each large source that get vectors; ``pool`` … ``variant``: rows
+    a step for the student, four times as many for the teachers."""
 
     seed: int = 0
     limit: int = 3_000
@@ -86,6 +88,13 @@ class Draw:
                 n -= n // 2
             found.append(rng.choice(part, n))
         return np.concatenate(found)
+
+
+def places(data: Prepared, rows: Rows) -> Rows:
+    """Row of the set → its place among ``rows``, −1 where it is not among them."""
+    found = np.full(len(data.part), -1, np.int64)
+    found[rows] = np.arange(len(rows))
+    return found
 
 
 def pool_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
@@ -146,8 +155,7 @@ def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs)
     a teacher of its own follows it far better than heads shared with chat. The penalty is the one
     with the highest r on dev.
     """
-    place = np.full(len(data.part), -1, np.int64)
-    place[rows] = np.arange(len(rows))
+    place = places(data, rows)
     train_rows, dev = data.rows("train", "emobank"), data.rows("dev", "emobank")
     x = vectors[place[train_rows]]
     found = {k: v.copy() for k, v in wide.items()}
@@ -171,7 +179,8 @@ def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs)
 
 def mixed(data: Prepared, wide: Outputs, own: Outputs, share: dict[str, float]) -> Outputs:
     """``share`` of the wide teachers in each output, the rest what the head said before."""
-    found = {k: share.get(k, 0.0) * wide[k] + (1 - share.get(k, 0.0)) * own[k] for k in own}
+    found = {k: v if k not in share else share[k] * wide[k] + (1 - share[k]) * v
+             for k, v in own.items()}  # fmt: skip
     rows = np.flatnonzero(data.source == SOURCES.index("emobank"))
     a = share["emobank valence"]
     found["axes"][rows, 0] = a * wide["axes"][rows, 0] + (1 - a) * own["axes"][rows, 0]
@@ -181,7 +190,7 @@ def mixed(data: Prepared, wide: Outputs, own: Outputs, share: dict[str, float]) 
 def choose_shares(data: Prepared, wide: Outputs, own: Outputs) -> dict[str, float]:
     """The share of the wide teachers that correlates best with dev labels, for axes (over the
     pool), EmoBank's valence and arousal. Tags follow the axes; the published emotions stay the
-    head's own."""
+    head's own. Heads that are not served are all the teachers': the head may not have them."""
     pool, emobank = data.rows("dev", "llm_label"), data.rows("dev", "emobank")
     best: dict[str, tuple[float, float]] = {}
     for share in np.linspace(0.0, 1.0, 11):
@@ -196,7 +205,7 @@ def choose_shares(data: Prepared, wide: Outputs, own: Outputs) -> dict[str, floa
             if key not in best or score > best[key][0]:
                 best[key] = (score, float(share))
     found = {key: share for key, (_, share) in best.items()}
-    return {**found, "tags": found["axes"]}
+    return {**found, "tags": found["axes"], **dict.fromkeys(UNSERVED, 1.0)}
 
 
 def standardised(data: Prepared, vectors: Array, rows: Rows, draw: Draw) -> Array:
@@ -209,8 +218,7 @@ def teach(
     data: Prepared, vectors: Array, rows: Rows, draw: Draw, recipe: Recipe, run: Path, device: str
 ) -> Outputs:
     """The mean of what the wide teachers say of ``rows``; each is reported."""
-    place = np.full(len(data.part), -1, np.int64)
-    place[rows] = np.arange(len(rows))
+    place = places(data, rows)
     total: Outputs = {}
     for i in range(recipe.teachers):
         net = wide_teacher(data, vectors, place, draw, recipe, recipe.seed * 100 + i + 1, device)
