@@ -240,7 +240,19 @@ def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     texts.write_texts(arrays, data.digest, [{"text": "x"}] * len(data.part))
     with pytest.raises(SystemExit):
         distil.main(argv)
-    assert str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'none'}: no such model folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_encoder_is_refused_as_a_head_before_any_vector_is_made(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = saved(prepared(), tmp_path / "set.npz")
+    argv = ["--data", str(arrays), "--head", str(SERVED.parent / "minilm"),
+            "--out", str(tmp_path / "run"), "--encoder", str(tiny)]  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        distil.main(argv)
+    assert end.value.code == 2 and "lacks" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "wide").exists()
 
 
 def test_ridge_on_emobank_takes_its_rows_and_arousal_and_nothing_else() -> None:

@@ -169,6 +169,10 @@ def main(argv: list[str] | None = None) -> int:
               "layers": layers, "device": device}  # fmt: skip
     (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
     draw = Draw(data, rows, recipe)
+    try:  # before the vectors, which take long
+        net = start_head(args.head, data)
+    except (ValueError, OSError) as error:
+        parser.error(str(error).partition("\n")[0])
     final, kept, whole = run / "head.safetensors", run / "wide.npz", run / "published.npz"
     if not whole.exists():
         try:
@@ -182,7 +186,6 @@ def main(argv: list[str] | None = None) -> int:
             _write(kept, teach(data, vectors, rows, draw, recipe, run, device))
         _write(whole, published_teacher(data, vectors, rows, _read(kept)))
     wide = _read(whole)
-    net = start_head(args.head, data)
     own_file = run / "own.npz"
     if not own_file.exists():
         measured = np.union1d(rows, train.measured_rows(data))

@@ -57,6 +57,8 @@ class WideEncoder:
     """
 
     def __init__(self, name: str, layers: Sequence[int] = LAYERS, device: str = "cpu") -> None:
+        if Path(name).is_absolute() and not Path(name).is_dir():
+            raise ValueError(f"{name}: no such model folder")
         # Imported here: transformers takes seconds, and refusals should not.
         from transformers import AutoModel, AutoTokenizer
 
