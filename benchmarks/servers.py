@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# The environment of a brain that has no side models: what is measured is something else.
+SIDES_OFF = {f"LIMBIC__SIDECARS__{name}__MODE": "off" for name in ("CAHM", "LVM")}
+
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """An argument parser with ``--json`` and ``--seed``; the first line of ``doc`` describes it."""

@@ -27,7 +27,7 @@ import orjson
 
 from benchmarks.bare import bare_stream
 from benchmarks.llm_client_cpu import BEHAVIOUR, MESSAGES
-from benchmarks.servers import parser_of, scripted_server, show_progress
+from benchmarks.servers import SIDES_OFF, parser_of, scripted_server, show_progress
 from brain.app import Limbic
 from brain.remote import open_http
 from brain.settings import load_settings
@@ -70,7 +70,7 @@ async def compare(url: str, *, sessions: int, rounds: int, seed: int) -> dict[st
     rng = random.Random(seed)
     completions = url + "/v1/chat/completions"
     with tempfile.TemporaryDirectory() as folder:
-        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder}
+        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder, **SIDES_OFF}
         settings = load_settings(None, environ=environ)
         async with Limbic.open(settings) as limbic, open_http() as http:
 
@@ -118,7 +118,7 @@ async def compare(url: str, *, sessions: int, rounds: int, seed: int) -> dict[st
 async def fill(url: str, *, total: int, at_once: int) -> dict[str, Any]:
     """Open ``total`` sessions with a turn each, then speak in all of them again."""
     with tempfile.TemporaryDirectory() as folder:
-        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder}
+        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder, **SIDES_OFF}
         async with Limbic.open(load_settings(None, environ=environ)) as limbic:
 
             async def speak(first: int, last: int) -> None:

@@ -30,7 +30,7 @@ import aiohttp
 import orjson
 
 from benchmarks.llm_client_cpu import Turn, bare_turn, cpu_ms
-from benchmarks.servers import parser_of, scripted_server
+from benchmarks.servers import SIDES_OFF, parser_of, scripted_server
 from brain.app import Limbic
 from brain.remote import open_http
 from brain.settings import load_settings
@@ -75,7 +75,7 @@ async def measure(
     rng = random.Random(seed)
     numbers = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
-        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder}
+        environ = {"LIMBIC__LLM__BASE_URL": url, "LIMBIC__PATHS__DATA": folder, **SIDES_OFF}
         settings = load_settings(None, environ=environ)
         async with Limbic.open(settings) as limbic, open_http() as http:
 

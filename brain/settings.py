@@ -11,6 +11,7 @@ Two more files are data, not code: hormones (``config/hormones.toml``) and perso
 
 from __future__ import annotations
 
+import copy
 import os
 import tomllib
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+# Without a file the side models run, as with the shipped one; a file says for itself which do.
+WITHOUT_FILE = {"sidecars": {"cahm": {"mode": "managed"}, "lvm": {"mode": "managed"}}}
 
 Ms = Annotated[int, Field(ge=1, le=3_600_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -245,16 +249,15 @@ def load_settings(
     """Read, merge and check all settings.
 
     Args:
-        path: a TOML file; ``None`` uses the embedded defaults (and the environment).
+        path: a TOML file; ``None`` uses the embedded defaults (and the environment), in which both
+            side models run. A file runs those that it names.
         environ: the environment to read; the process's own by default.
 
     Raises:
         ConfigError: with one line for each mistake: source, key, what is wrong, allowed range.
     """
-    raw: dict[str, Any] = {}
     source = Path(path) if path is not None else None
-    if source is not None:
-        raw = read_toml(source)
+    raw: dict[str, Any] = copy.deepcopy(WITHOUT_FILE) if source is None else read_toml(source)
     origin = {key: str(source) for key in _leaves(raw)}
     for name, text in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENV_PREFIX):

@@ -54,9 +54,9 @@ def settings_of(tmp_path: Path) -> Callable[..., Settings]:
             "LIMBIC__LLM__BACKOFF_MAX_MS": "2",
             "LIMBIC__PATHS__DATA": str(tmp_path / "data"),
         }
-        if side is not None:
-            for name in ("CAHM", "LVM"):
-                environ[f"LIMBIC__SIDECARS__{name}__MODE"] = "remote"
+        for name in ("CAHM", "LVM"):
+            environ[f"LIMBIC__SIDECARS__{name}__MODE"] = "off" if side is None else "remote"
+            if side is not None:
                 environ[f"LIMBIC__SIDECARS__{name}__URL"] = side.url
         environ |= {f"LIMBIC__{key}": str(value) for key, value in more.items()}
         return load_settings(None, environ=environ)

@@ -94,6 +94,7 @@ async def test_the_shipped_models_are_surprised_by_another_subject(
     environ: dict[str, Any] = {
         "LIMBIC__PATHS__DATA": str(tmp_path),
         "LIMBIC__LLM__BASE_URL": llm.url,
+        "LIMBIC__SIDECARS__CAHM__MODE": "off",
         "LIMBIC__SIDECARS__LVM__MODE": "managed",
         "LIMBIC__BLEND__SOFT_DEADLINE_MS": "10000",
         "LIMBIC__BLEND__HARD_DEADLINE_MS": "30000",

@@ -30,8 +30,11 @@ ROOT = Path(__file__).parent.parent
 STORY = "Please tell me a long story about the sea, with every detail that you can think of."
 
 
-def settings_in(path: Path) -> Settings:
-    return load_settings(None, environ={"LIMBIC__PATHS__DATA": str(path)})
+SIDES_OFF = {f"LIMBIC__SIDECARS__{name}__MODE": "off" for name in ("CAHM", "LVM")}
+
+
+def settings_in(path: Path, **more: str) -> Settings:
+    return load_settings(None, environ={"LIMBIC__PATHS__DATA": str(path), **SIDES_OFF, **more})
 
 
 async def test_killing_the_model_mid_reply_keeps_what_came_and_chat_goes_on(
@@ -84,8 +87,7 @@ async def test_coming_back_reads_the_evaluated_history_from_disk(tmp_path: Path)
 
 
 async def test_no_states_are_kept_when_they_are_switched_off(tmp_path: Path) -> None:
-    environ = {"LIMBIC__PATHS__DATA": str(tmp_path), "LIMBIC__LLM__STATES_MB": "0"}
-    async with Limbic.open(load_settings(None, environ=environ)) as limbic:
+    async with Limbic.open(settings_in(tmp_path, LIMBIC__LLM__STATES_MB="0")) as limbic:
         await limbic.session("alice").say("My cat is called Moss and she is afraid of rain. " * 8)
     assert not (tmp_path / "llm-states").exists()
 
@@ -94,10 +96,10 @@ def test_a_killed_brain_leaves_no_process_and_loses_nothing(tmp_path: Path) -> N
     script = (
         "import asyncio, sys\n"
         "from brain import Limbic\n"
-        "from brain.settings import load_settings\n"
+        "from pathlib import Path\n"
+        "from tests.test_live_model import settings_in\n"
         "async def main():\n"
-        "    s = load_settings(None, environ={'LIMBIC__PATHS__DATA': sys.argv[1]})\n"
-        "    async with Limbic.open(s) as limbic:\n"
+        "    async with Limbic.open(settings_in(Path(sys.argv[1]))) as limbic:\n"
         "        await limbic.session('a').say('Hello, my name is Ada.')\n"
         "        print('pid', limbic.supervisor.status()['llm'].pid, flush=True)\n"
         f"        async for token in limbic.session('a').say({STORY!r}):\n"
@@ -130,13 +132,7 @@ def test_a_killed_brain_leaves_no_process_and_loses_nothing(tmp_path: Path) -> N
 
 
 async def test_a_missing_model_is_permanent_and_says_what_to_do(tmp_path: Path) -> None:
-    settings = load_settings(
-        None,
-        environ={
-            "LIMBIC__PATHS__DATA": str(tmp_path),
-            "LIMBIC__LLM__MODEL": f"file:{tmp_path}/nothing.gguf",
-        },
-    )
+    settings = settings_in(tmp_path, LIMBIC__LLM__MODEL=f"file:{tmp_path}/nothing.gguf")
     async with Limbic.open(settings) as limbic:
         with pytest.raises(LimbicError, match=r"nothing\.gguf"):
             await limbic.session("a").say("hello")
@@ -149,8 +145,6 @@ async def test_a_missing_model_is_permanent_and_says_what_to_do(tmp_path: Path) 
 async def test_side_models_read_the_message_and_say_why(tmp_path: Path) -> None:
     environ = {
         "LIMBIC__PATHS__DATA": str(tmp_path),
-        "LIMBIC__SIDECARS__CAHM__MODE": "managed",
-        "LIMBIC__SIDECARS__LVM__MODE": "managed",
         "LIMBIC__BLEND__SOFT_DEADLINE_MS": "10000",
         "LIMBIC__BLEND__HARD_DEADLINE_MS": "30000",
     }

@@ -14,7 +14,8 @@ from brain.settings import config_dir, load_settings
 def test_the_shipped_file_says_the_defaults() -> None:
     shipped = load_settings(config_dir() / "limbic.toml", environ={})
     plain = load_settings(None, environ={})
-    for section in ("chat", "blend", "llm", "telemetry", "web", "memory", "state"):
+    sections = ("chat", "blend", "llm", "telemetry", "web", "memory", "state", "sidecars")
+    for section in sections:
         assert getattr(shipped, section) == getattr(plain, section)
 
 
@@ -33,6 +34,20 @@ def test_all_mistakes_are_reported_at_once_with_their_place(tmp_path: Path) -> N
         "a remote sidecar needs url", "environment LIMBIC__WEB__PORT: web.port",
     ):  # fmt: skip
         assert part in text
+
+
+def test_without_a_file_the_side_models_run_and_a_file_or_the_environment_leaves_them_out(
+    tmp_path: Path,
+) -> None:
+    plain = load_settings(None, environ={})
+    assert [plain.sidecar(name).mode for name in ("cahm", "lvm")] == ["managed", "managed"]
+    quiet = load_settings(None, environ={"LIMBIC__SIDECARS__CAHM__MODE": "off"})
+    assert [quiet.sidecar(name).mode for name in ("cahm", "lvm")] == ["off", "managed"]
+    file = tmp_path / "limbic.toml"
+    file.write_text("[sidecars.lvm]\nmode = 'managed'\n")
+    named = load_settings(file, environ={})
+    assert [named.sidecar(name).mode for name in ("cahm", "lvm")] == ["off", "managed"]
+    assert [plain.sidecar(name).mode for name in ("cahm", "lvm")] == ["managed", "managed"]
 
 
 @pytest.mark.parametrize(
