@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import prepared, saved
 from trainers.affect.head import curves, distil, distil_teachers, texts, train, wide
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
+from trainers.affect.head.losses import contrast
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.head.weights import served_weights
@@ -45,6 +48,12 @@ def test_a_variant_changes_a_word_and_keeps_shape_and_group() -> None:
         assert last.isupper() and last.endswith("!")
     assert {bool(v["context"]) for v in found} == {True, False}
     assert variants([record('"Love is WARM!')], near(), 40, seed=0) == found
+
+
+def test_the_variants_of_a_message_do_not_depend_on_its_neighbours() -> None:
+    one, other = record("love is cold"), record("we like warm days")
+    together = variants([other, one], near(), 3, seed=0)
+    assert together == variants([other], near(), 3, seed=0) + variants([one], near(), 3, seed=0)
 
 
 def test_only_training_messages_of_the_pool_have_variants() -> None:
@@ -174,6 +183,50 @@ def test_a_step_draws_no_row_that_may_not_teach() -> None:
     seen = np.concatenate([draw.rows(step) for step in range(20)])
     assert set(data.part[seen]) == allowed and set(seen) <= set(rows)
     assert np.array_equal(draw.rows(7), draw.rows(7))
+
+
+def in_families(per_part: int, size: int) -> Prepared:
+    """Train rows of the pool in families of ``size``, everything else alone."""
+    data = prepared(per_part)
+    groups = np.arange(len(data.part), dtype=np.int32)
+    pool = data.rows("train", "llm_label")
+    groups[pool] = 10_000 + np.arange(len(pool)) // size
+    return prepared(per_part, groups=groups)
+
+
+def test_half_of_the_pools_rows_come_in_whole_families() -> None:
+    data = in_families(36, size=3)
+    rows = wide.choose(data, limit=2, seed=0)
+    recipe = distil_teachers.Recipe(pool=12)
+    draw = distil_teachers.Draw(data, rows, recipe)
+    assert draw.families and all(len(np.unique(data.groups[f])) == 1 for f in draw.families)
+    whole = {tuple(f) for f in draw.families}
+    for step in range(10):
+        pool = [r for r in draw.rows(step) if distil_teachers.pool_of(data, np.array([r]))[0]]
+        assert len(pool) == 12
+        assert tuple(pool[6:9]) in whole and tuple(pool[9:12]) in whole
+    single = distil_teachers.Draw(in_families(36, size=1), rows, recipe)
+    assert not single.families and len(single.rows(0)) == len(draw.rows(0))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**31), st.integers(1, 12))
+def test_a_contrast_is_blind_to_what_a_family_shares_and_sees_the_rest(seed: int, n: int) -> None:
+    torch.manual_seed(seed)
+    wanted, family = torch.rand(n, 3), torch.randint(0, 4, (n,))
+    shared = wanted + torch.rand(4, 3)[family]
+    assert float(contrast(shared, wanted, family)) < 1e-6
+    kin = torch.bincount(family, minlength=4)[family] > 1
+    moved = shared.clone()
+    moved[0, 1] += 0.5
+    found = float(contrast(moved, wanted, family))
+    assert (found > 1e-4) is bool(kin[0])
+
+
+def test_a_contrast_without_kin_has_a_gradient_of_nothing() -> None:
+    axes = torch.rand(2, 3, requires_grad=True)
+    contrast(axes, torch.rand(2, 3), torch.tensor([1, 2])).backward()
+    assert axes.grad is not None and float(axes.grad.abs().sum()) == 0
 
 
 def test_the_shipped_head_is_where_a_run_may_start() -> None:

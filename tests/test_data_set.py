@@ -288,6 +288,25 @@ def test_published_dev_rows_never_train():
     assert report.held_out == published["split"].null_count() > 0
 
 
+def test_rows_made_for_training_alone_train_and_move_nobody_else():
+    old = labelled(300, seed=4)
+    before = dict(divided(old).select("id", "split").iter_rows())
+    more = [r.model_copy(update={"origin_split": "train"}) for r in labelled(400, seed=5)]
+    after = dict(divided([*old, *more]).select("id", "split").iter_rows())
+    assert {after[r.id] for r in more} == {"train"}
+    assert {r.id: after[r.id] for r in old} == before
+    assert set(divided(more)["split"]) == {"train"}
+
+
+def test_a_group_with_one_row_for_training_alone_is_still_one_group():
+    old = labelled(300, seed=4)
+    kin = [r.model_copy(update={"origin_split": "train", "frame": old[0].frame})
+           for r in labelled(1, seed=5)]  # fmt: skip
+    frame = divided([*old, *kin])
+    assert frame.filter(pl.col("frame") == old[0].frame)["split"].n_unique() == 1
+    check_leaks(frame, BUILD.merge)
+
+
 def test_dev_and_test_hold_no_guessed_scores():
     draw = random.Random(11)
     rows = [

@@ -152,6 +152,13 @@ def test_a_corrected_rater_file_is_a_new_decision_with_the_old_value_before_it(r
     assert (last.before["valence"], last.after["valence"]) == (0.25, -0.5)
 
 
+def test_half_a_pair_is_a_rejected_line_of_the_import(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:1], {"id": "p2", "text": "hm", "pair": "m1"}])
+    said = run("import", "--rows", "rows.jsonl", "--licence", "Apache-2.0", code=1).stderr
+    assert "rows.jsonl:2: 'pair' and 'pair_axis' go together" in said
+    assert not read_log(tmp_path / "labels.log")
+
+
 BAD = [
     (b'{"id": "p1", "valence": 3, "intimacy": 0, "tension": 0, "confidence": 1}', "valence:"),
     (b'{"id": "p1", "valence": 0, "tension": 0, "confidence": 1}', "missing column 'intimacy'"),

@@ -8,6 +8,10 @@ Publishers' dev rows are respected: a group that is at least half published dev 
 published dev row whose group has to train is **held out** (split null), so that figures on the
 published dev set stay honest. Guessed scores (``backfill``) are removed outside train: dev and test
 measure against measured scores only.
+
+A row of the labelled pool that says ``origin_split`` "train" was made for training alone: a group
+of such rows trains, and none of them counts in anybody's share. More of them may join later
+without a row changing sides, so heads of before and after are measured on the same rows.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from trainers.affect.copies import ascii_form, bare_form, components, group_name
 from trainers.affect.errors import LeakFound
 from trainers.affect.frame import complete, primary_tag, seeded_order
 from trainers.affect.merge import unscored
+from trainers.affect.rows import GUIDED_SOURCES
 
 #: Columns whose shared value puts rows into one group.
 GROUP_KEYS = ("group", "frame", "session_id", "thread", "pair")
@@ -68,12 +73,14 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
         .with_columns(
             stratum.alias("stratum"),
             (pl.col("origin_split") == "dev").fill_null(False).alias("published_dev"),
+            _for_training().alias("for_training"),
         )
         .group_by("group", maintain_order=True)
         .agg(
             pl.col("stratum").sort().mode(maintain_order=True).first().alias("stratum"),
-            pl.len().cast(pl.Int64).alias("size"),
+            (~pl.col("for_training")).sum().cast(pl.Int64).alias("size"),
             (pl.col("published_dev").mean() >= 0.5).alias("pinned"),
+            pl.col("for_training").all().alias("for_training"),
         )
         .collect()
     )
@@ -86,7 +93,8 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
     free = pl.when("pinned").then(0).otherwise("size")
     middle = (free.cum_sum().over("stratum") - free / 2) / total
     groups = groups.with_columns(
-        pl.when("pinned").then(pl.lit("dev"))
+        pl.when("for_training").then(pl.lit("train"))
+        .when("pinned").then(pl.lit("dev"))
         .when(middle < build.split.test).then(pl.lit("test"))
         .when(middle < build.split.test + (build.split.dev - pinned / total).clip(0.0))
         .then(pl.lit("dev"))
@@ -109,6 +117,11 @@ def split(rows: pl.DataFrame, build: Build) -> tuple[pl.DataFrame, SplitReport]:
         largest_group=max(groups["size"].to_list(), default=0),
         held_out=counts.get("held_out", 0),
     )
+
+
+def _for_training() -> pl.Expr:
+    guided = pl.col("source").is_in(sorted(GUIDED_SOURCES))
+    return (guided & (pl.col("origin_split") == "train")).fill_null(False)
 
 
 def check_leaks(rows: pl.DataFrame, config: Merge) -> None:

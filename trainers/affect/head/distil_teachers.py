@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from trainers.affect.head import measure, train
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
-from trainers.affect.head.losses import decorrelation, supervised
+from trainers.affect.head.losses import contrast, decorrelation, supervised
 from trainers.affect.head.network import Heads, Predicted
 
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Outputs = dict[str, Array]
 UNLABELLED = ("chat", "variant")
+LARGEST_FAMILY = 6
 UNSERVED = ("film", "intensity")  # heads that only training has
 PENALTIES = (3e3, 1e4, 3e4)
 
@@ -53,6 +54,7 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.05
     decorrelation: float = 0.1
+    contrast: float = 4.0
     imitation: float = 1.0
     ema: float = 0.995
 
@@ -60,7 +62,9 @@ class Recipe:
 class Draw:
     """Mixed batches out of the rows that have vectors, reproducible by seed and step.
 
-    Half of the pool's rows are drawn by their cell-balancing weight, so that rare cells count.
+    Half of the pool's rows are drawn by their cell-balancing weight, so that rare cells count; the
+    other half are whole families (groups of two to ``LARGEST_FAMILY`` messages), as many as make
+    up about their number.
     """
 
     def __init__(self, data: Prepared, rows: Rows, recipe: Recipe) -> None:
@@ -75,6 +79,11 @@ class Draw:
             if len(part) and count:
                 self._parts.append((name, part, count))
         self.all = np.concatenate([part for _, part, _ in self._parts])
+        pool = self.all[pool_of(data, self.all)]
+        pool = pool[np.argsort(data.groups[pool], kind="stable")]
+        found = np.split(pool, np.flatnonzero(np.diff(data.groups[pool])) + 1)
+        self.families = [rows for rows in found if 2 <= len(rows) <= LARGEST_FAMILY]
+        self._kin = float(np.mean([len(rows) for rows in self.families])) if self.families else 0.0
 
     def rows(self, step: int, times: int = 1, seed: int = 0) -> Rows:
         """Rows of one step, ``times`` as many as the recipe's."""
@@ -86,6 +95,10 @@ class Draw:
                 weight = self._data.weight[part].astype(np.float64)
                 found.append(rng.choice(part, n // 2, p=weight / weight.sum()))
                 n -= n // 2
+                if self.families:
+                    chosen = rng.choice(len(self.families), max(1, round(n / self._kin)))
+                    found += [self.families[i] for i in chosen]
+                    continue
             found.append(rng.choice(part, n))
         return np.concatenate(found)
 
@@ -105,11 +118,18 @@ def pool_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
 def loss_of(
     net: Heads, data: Prepared, rows: Rows, answer: Predicted, recipe: Recipe, device: str
 ) -> Tensor:
-    """Labels, and independence of the axes over the pool's rows of the step."""
+    """Labels; over the pool's rows, independence of the axes and what sets families apart."""
     loss = supervised(net, answer, train.targets(data, rows, device))
     chosen = torch.as_tensor(pool_of(data, rows), device=device)
     if recipe.decorrelation and int(chosen.sum()) > 3:
         loss = loss + recipe.decorrelation * decorrelation(answer.axes.float()[chosen])
+    if recipe.contrast and int(chosen.sum()) > 1:
+        wanted, family = data.axes[rows], data.groups[rows].astype(np.int64)
+        loss = loss + recipe.contrast * contrast(
+            answer.axes.float()[chosen],
+            torch.as_tensor(wanted, device=device)[chosen],
+            torch.as_tensor(family, device=device)[chosen],
+        )
     return loss
 
 

@@ -63,6 +63,25 @@ def decorrelation(axes: Tensor) -> Tensor:
     return r[0, 1] ** 2 + r[0, 2] ** 2 + r[1, 2] ** 2
 
 
+def contrast(axes: Tensor, wanted: Tensor, family: Tensor) -> Tensor:
+    """Huber on what sets the messages of a family apart: axes [B, 3] and their labels, each less
+    its mean over the rows of the batch that share ``family`` [B]. Rows without kin say nothing.
+
+    A family's messages are edits of each other; what they share in error cancels, so that the loss
+    is about the edit: the axis that moved, and the others, that did not.
+    """
+    _, place, size = torch.unique(family, return_inverse=True, return_counts=True)
+    kin = size[place] > 1
+    if not bool(kin.any()):
+        return axes.sum() * 0.0
+    gap = (axes - wanted.to(axes.dtype))[kin]
+    place = place[kin]
+    mean = torch.zeros(len(size), axes.shape[1], dtype=gap.dtype, device=gap.device)
+    mean.index_add_(0, place, gap)
+    gap = gap - mean[place] / size[place][:, None]
+    return F.smooth_l1_loss(gap, torch.zeros_like(gap), beta=HUBER_DELTA)
+
+
 def imitate(p: Predicted, teacher: dict[str, Tensor]) -> Tensor:
     """Distance to the mean of the teachers (Hinton et al. 2015), on any text."""
     loss = 8.0 * F.mse_loss(p.axes, teacher["axes"]) + 2.0 * F.mse_loss(

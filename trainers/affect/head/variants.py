@@ -8,6 +8,7 @@ neighbours in the encoder's own word table, which puts opposites close as well: 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -64,17 +65,18 @@ def variants(
     """Unlabelled records, ``times`` of each training message of the labelled pool.
 
     A variant stays in the group of its message, so that no split tells one from the other; some
-    lose the context.
+    lose the context. What becomes of a message depends on it alone, not on those beside it.
     """
     found = []
-    for i, record in enumerate(records):
+    for record in records:
         words = record["text"].split()
         if (record["source"], record["part"]) != ("llm_label", "train") or len(words) > LONGEST:
             continue
         ties = {k: v for k, v in record.items() if k in ("group", "pair", "frame", "session_id")}
         seen = {record["text"]}
+        own = zlib.crc32(record["text"].encode())
         for turn in range(times):
-            rng = np.random.default_rng((seed, i, turn))
+            rng = np.random.default_rng((seed, own, turn))
             text = variant(words, near, rng)
             bare = rng.random() < SHARE_BARE
             if text is None or text in seen:

@@ -131,6 +131,13 @@ class Item(BaseModel):
     def _known_tags(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_tags(tags)
 
+    @model_validator(mode="after")
+    def _whole_pair(self) -> Item:
+        # A row wants both: better a rejected line of the import than an error when it resolves.
+        if (self.pair is None) != (self.pair_axis is None):
+            raise ValueError("'pair' and 'pair_axis' go together")
+        return self
+
     @property
     def prior(self) -> dict[Axis, float]:
         """The scores the row came with, axes that were measured only."""
