@@ -238,6 +238,29 @@ def test_the_shipped_head_is_where_a_run_may_start() -> None:
 
 
 @pytest.mark.model
+def test_the_arousal_head_alone_follows_the_teacher_and_never_sees_dev() -> None:
+    data = with_variants(40)
+    net = distil.start_head(SERVED, data).eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    everything = np.arange(len(data.part))
+    with torch.inference_mode():
+        vectors = np.concatenate([
+            net.pooled(*(torch.as_tensor(a) for a in data.batch(part))).numpy()
+            for part in np.array_split(everything, 8)
+        ])  # fmt: skip
+    direction = np.random.default_rng(0).normal(size=vectors.shape[1])
+    wanted = np.tanh(0.5 * (vectors - vectors.mean(0)) @ direction).astype(np.float32)
+    taught = wanted.copy()
+    taught[data.part == PARTS.index("dev")] = np.nan  # would be an error if it were read
+    distil.fit_arousal(net, data, taught, everything, "cpu")
+    said = train.predict(net, data, data.rows("train", "emobank"), "cpu")["arousal"]
+    rows = data.rows("train", "emobank")
+    assert np.corrcoef(said[rows], wanted[rows])[0, 1] > 0.5
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"arousal.weight", "arousal.bias"}
+
+
+@pytest.mark.model
 def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

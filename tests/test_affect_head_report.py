@@ -147,6 +147,18 @@ def test_training_rows_are_never_run_for_a_figure() -> None:
     assert not np.isin(measure.rows_measured(data), data.rows("train")).any()
 
 
+def test_the_published_dev_part_of_emobank_stands_beside_the_test_rows() -> None:
+    data, out = data_and_perfect_answers()
+    axes, arousal, dev = out["axes"], out["axes"][:, 2].copy(), data.rows("dev", "emobank")
+    axes[dev, 0] *= -1
+    arousal[dev] *= -1
+    found = measure.summary(measure.everything(data, axes, arousal=arousal))
+    table = {name: value for name, value, _ in found}
+    assert table["EmoBank valence r"] == pytest.approx(1) == table["EmoBank arousal r"]
+    assert table["EmoBank valence r, published dev"] == pytest.approx(-1)
+    assert table["EmoBank arousal r, published dev"] == pytest.approx(-1)
+
+
 def test_vader_knows_negation_degree_and_but() -> None:
     words = {"good": 1.9, "bad": -2.5}
     good = vader.valence("this is good", words)

@@ -36,7 +36,8 @@ Features = Callable[[Rows], Any]
 ENCODER = Path(__file__).parents[3] / "sidecars" / "weights" / "minilm"
 # What is measured, and the source that teaches it.
 PLACES = (
-    ("test", "emobank", "emobank"), ("test", "intimacy", "intimacy"),
+    ("test", "emobank", "emobank"), ("dev", "emobank", "emobank"),
+    ("test", "intimacy", "intimacy"),
     ("test", "llm_label", "llm_label"), ("gold", None, "llm_label"),
     ("pair_a", None, "llm_label"), ("pair_b", None, "llm_label"),
 )  # fmt: skip

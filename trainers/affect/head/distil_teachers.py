@@ -40,22 +40,22 @@ class Recipe:
     teacher_steps: int = 1200
     teacher_rate: float = 5e-4
     teacher_dropout: float = 0.4
-    steps: int = 620
-    pool: int = 24
-    emobank: int = 20
-    intimacy: int = 6
-    semeval: int = 2
-    xed: int = 6
-    goemotions: int = 14
+    steps: int = 740
+    pool: int = 48
+    emobank: int = 16
+    intimacy: int = 4
+    semeval: int = 0
+    xed: int = 4
+    goemotions: int = 8
     chat: int = 8
     variant: int = 24
-    learning_rate: float = 5e-5
+    learning_rate: float = 8e-5
     head_rate: float = 4e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
     decorrelation: float = 0.1
     contrast: float = 4.0
-    imitation: float = 1.0
+    imitation: float = 2.0
     ema: float = 0.995
 
 

@@ -155,7 +155,7 @@ def figures(data: Prepared, out: dict[str, Array], curve: dict[str, float]) -> d
 def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
     """How much of each correlation with labels went from one table to the other: the gate's."""
     pairs = zip(measure.summary(before), measure.summary(after), strict=True)
-    return {k: a - b for (k, a, _), (_, b, _) in pairs if k.endswith(" r")}
+    return {k: a - b for (k, a, _), (_, b, _) in pairs if k.partition(",")[0].endswith(" r")}
 
 
 def _lines(full: dict[str, Any], table: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from trainers.affect.head.served import answers
 
 WEIGHTS = Path(__file__).parents[3] / "sidecars" / "weights" / "cahm"
 SERVED = "the served head"
-PLACES = ("emobank test", "question intimacy test", "pool test", "gold")
+PLACES = ("emobank test", "emobank dev", "question intimacy test", "pool test", "gold")
 
 
 def report(
@@ -58,7 +58,7 @@ def report(
     table = figures(data, outputs)
     rows = measure.rows_measured(data, emotions=thresholds is not None)
     if thresholds is not None:
-        rows = np.setdiff1d(rows, data.rows("dev"))
+        rows = np.setdiff1d(rows, data.rows("dev", "goemotions"))
     table["summary"] = {name: value for name, value, _ in measure.summary(table)}
     table["targets"] = {name: target for name, _, target in measure.summary(table) if target}
     table["intervals"] = intervals(data, rows, outputs, drawn, draws=draws)

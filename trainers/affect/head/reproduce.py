@@ -30,7 +30,7 @@ QUICK = (
 )  # fmt: skip
 QUICK_ROWS = 1000
 FULL = ("--student-steps", "1600")
-VARIANTS = 3
+VARIANTS = 1
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
