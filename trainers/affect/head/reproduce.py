@@ -1,9 +1,9 @@
 """``python -m trainers.affect.head.reproduce``: the shipped head, from public data to figures.
 
 Stages, each a command that can be run alone: build the set, prepare arrays, train teachers and a
-student, let it learn from a larger encoder, export, fit the arousal head, report (with the
-baselines). A stage whose output is there is skipped, and every
-output is written last and whole, so a chain that was stopped or killed goes on where it was.
+student, let it learn from a larger encoder, average its weights with those before, export, report
+(with the baselines). A stage whose output is there is skipped, and every output is written last and
+whole, so a chain that was stopped or killed goes on where it was.
 ``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
 1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
 ``--generative`` makes the generative head instead: build, train, export, compare.
@@ -56,10 +56,14 @@ def stages(
     words = ("--lexicon", str(lexicon)) if lexicon else ()
     kept = ("--cache", str(out / "cache"))
     first, distilled = run / "head.safetensors", out / "distilled"
-    head = first if quick else distilled / "head.safetensors"
-    wide = Stage("distil", head, "trainers.affect.head.distil",
+    taught = distilled / "head.safetensors"
+    head = first if quick else out / "averaged" / "head.safetensors"
+    wide = Stage("distil", taught, "trainers.affect.head.distil",
                  ("--data", str(arrays), "--head", str(first), "--out", str(distilled),
                   *(("--encoder", encoder) if encoder else ())))  # fmt: skip
+    average = Stage("average", head, "trainers.affect.head.average",
+                    ("--data", str(arrays), "--head", str(taught), "--start", str(first),
+                     "--out", str(head)))  # fmt: skip
     return [
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
               ("build", "--data", str(data), "--out", str(out / "set"))),
@@ -68,7 +72,7 @@ def stages(
                *(("--most", str(QUICK_ROWS)) if quick else ("--variants", str(VARIANTS))))),
         Stage("train", first, "trainers.affect.head.train",
               ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL))),
-        *(() if quick else (wide,)),
+        *(() if quick else (wide, average)),
         Stage("export", model / "metrics.txt", "trainers.affect.head.export",
               ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept)),
         Stage("report", out / "report" / "affect-report.md", "trainers.affect.head.report",
