@@ -56,7 +56,7 @@ def test_dev_chooses_the_share(
 ) -> None:
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.4])
     monkeypatch.setattr(average, "dev_figures", lambda *_: {"mean r": next(scores)})
-    assert run(files, tmp_path / "new.safetensors") == 0
+    assert run(files, tmp_path / "new.safetensors", "--choose") == 0
     told = json.loads((tmp_path / "average.json").read_text())
     assert told["share"] == average.SHARES[2] and len(told["dev"]) == len(average.SHARES)
 

@@ -4,9 +4,10 @@
         --start BEFORE/head.safetensors --out AVERAGED/head.safetensors
 
 A head that went on learning and the head it started from lie in one basin, so that weights between
-them are a head, too, often better than both (Wortsman et al. 2022, WiSE-FT). The share of the run
-is the one whose mean r over the three axes is highest on the pool's dev rows. The arousal head is
-the run's: it was fitted last, and what the run started from may have been fitted on dev.
+them are a head, too, often better than both (Wortsman et al. 2022, WiSE-FT; half and half is their
+default). With ``--choose`` the share of the run is the one whose mean r over the three axes is
+highest on the pool's dev rows. The arousal head is the run's: it was fitted last, and what the run
+started from may have been fitted on dev.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trainers.affect.head.distil import start_head
 from trainers.affect.head.network import AffectNet
 
 KEPT = "arousal."
+HALF = 0.5
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 State = dict[str, Tensor]
 
@@ -59,7 +61,7 @@ def choose(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Choose on dev (or take ``--share``), write the head and ``average.json`` beside it."""
+    """Write the head, and ``average.json`` beside it with the share and what dev said."""
     from safetensors.torch import save_file
 
     parser = argparse.ArgumentParser(
@@ -69,12 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--head", type=Path, required=True, help="the run's head.safetensors")
     parser.add_argument("--start", type=Path, required=True, help="the head that it started from")
     parser.add_argument("--out", type=Path, required=True, help="the head.safetensors to write")
-    parser.add_argument("--share", type=float, help="of --head; without it dev decides")
+    parser.add_argument("--share", type=float, default=HALF, help="of --head (%(default)s)")
+    parser.add_argument("--choose", action="store_true", help="let dev choose the share")
     args = parser.parse_args(argv)
     for path in (args.data, args.head, args.start):
         if not path.exists():
             parser.error(f"{path}: not found")
-    if args.share is not None and not 0 <= args.share <= 1:
+    if not 0 <= args.share <= 1:
         parser.error(f"--share {args.share}: from 0 to 1")
     try:
         data = Prepared.load(args.data)
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error).partition("\n")[0])
     head, start = ({k: v.clone() for k, v in net.state_dict().items()} for net in heads)
     share, found = args.share, {}
-    if share is None:
+    if args.choose:
         share, found = choose(heads[0], data, head, start)
     print(f"share of {args.head}: {share:g}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
