@@ -24,18 +24,23 @@ def english(data: Path) -> dict[str, list[str]]:
     """Real messages by where they come from."""
     with gzip.open(data / "corpora/chitchat_byu/docs.jsonl.gz", "rt") as file:
         chitchat = [turn for line in file for turn in json.loads(line)["turns"]]
-    pool = [
-        json.loads(line)["text"]
-        for name in ("written", "gold", "real_turns")
-        for line in (POOL / f"{name}.jsonl").read_text().splitlines()
-    ]
+    pool = _pool("written", "gold", "real_turns")
     rows = (data / "affect/goemotions/dev.tsv").read_text().splitlines()
     found = {
         "chitchat": chitchat,
         "affect pool": pool,
+        "its families": _pool("families"),  # written after the check: nothing was tuned on them
         "GoEmotions dev": [r.split("\t")[0] for r in rows],
     }
     return {k: [t for t in v if any(c.isalpha() for c in t)] for k, v in found.items()}
+
+
+def _pool(*names: str) -> list[str]:
+    return [
+        json.loads(line)["text"]
+        for name in names
+        for line in (POOL / f"{name}.jsonl").read_text().splitlines()
+    ]
 
 
 def main() -> None:
