@@ -84,7 +84,8 @@ class AffectRow(BaseModel):
     licence: Key
     #: Where the text was taken from when that is not ``source`` (a chat corpus, a scenario).
     origin: Key | None = None
-    #: The split the publisher put the row in.
+    #: The split the publisher put the row in; "train" on a row of the labelled pool: made for
+    #: training alone (``split``).
     origin_split: Key | None = None
     #: Version of the labelling guidelines, for sources that follow them.
     guideline: Key | None = None

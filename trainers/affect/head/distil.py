@@ -217,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
             _write(kept, teach(data, vectors, rows, draw, recipe, run, device))
         _write(whole, published_teacher(data, vectors, rows, _read(kept)))
     wide = _read(whole)
+    train.report(run, "published", data, wide)
     own_file = run / "own.npz"
     if not own_file.exists():
         measured = np.union1d(rows, train.measured_rows(data))

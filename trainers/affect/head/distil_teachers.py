@@ -83,7 +83,9 @@ class Draw:
         pool = pool[np.argsort(data.groups[pool], kind="stable")]
         found = np.split(pool, np.flatnonzero(np.diff(data.groups[pool])) + 1)
         self.families = [rows for rows in found if 2 <= len(rows) <= LARGEST_FAMILY]
-        self._kin = float(np.mean([len(rows) for rows in self.families])) if self.families else 0.0
+        self._family_size = (
+            float(np.mean([len(rows) for rows in self.families])) if self.families else 0.0
+        )
 
     def rows(self, step: int, times: int = 1, seed: int = 0) -> Rows:
         """Rows of one step, ``times`` as many as the recipe's."""
@@ -96,7 +98,7 @@ class Draw:
                 found.append(rng.choice(part, n // 2, p=weight / weight.sum()))
                 n -= n // 2
                 if self.families:
-                    chosen = rng.choice(len(self.families), max(1, round(n / self._kin)))
+                    chosen = rng.choice(len(self.families), max(1, round(n / self._family_size)))
                     found += [self.families[i] for i in chosen]
                     continue
             found.append(rng.choice(part, n))

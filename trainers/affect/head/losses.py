@@ -66,6 +66,7 @@ def decorrelation(axes: Tensor) -> Tensor:
 def contrast(axes: Tensor, wanted: Tensor, family: Tensor) -> Tensor:
     """Huber on what sets the messages of a family apart: axes [B, 3] and their labels, each less
     its mean over the rows of the batch that share ``family`` [B]. Rows without kin say nothing.
+    A contrast as in the analysis of variance; it has nothing to do with contrastive learning.
 
     A family's messages are edits of each other; what they share in error cancels, so that the loss
     is about the edit: the axis that moved, and the others, that did not.
