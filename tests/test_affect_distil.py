@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.test_affect_head_training import prepared, saved
 from trainers.affect.head import curves, distil, distil_teachers, texts, train, wide
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.losses import contrast
+from trainers.affect.head.prepare import _prose
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.head.weights import served_weights
@@ -166,11 +168,36 @@ def test_the_better_source_of_each_output_is_chosen_on_dev() -> None:
 
 
 def with_variants(per_part: int) -> Prepared:
-    """Every second unlabelled row as a variant."""
+    """Every second unlabelled row as a variant, and every sixth as prose."""
     data = prepared(per_part)
     source = data.source.copy()
     source[data.rows("unlabelled")[::2]] = SOURCES.index("variant")
+    source[data.rows("unlabelled")[1::6]] = SOURCES.index("prose")
     return prepared(per_part, source=source)
+
+
+def test_prose_comes_in_equal_parts_from_training_documents_and_repeats_nothing_known(
+    tmp_path: Path,
+) -> None:
+    files = []
+    for name, count in (("books", 40), ("articles", 400)):
+        path = tmp_path / f"{name}.jsonl.gz"
+        sents = [f"{name} have sentence number {i} too" for i in range(count)]
+        docs = [{"split": "train", "sents": [*sents, "too short", "word " * 46]},
+                {"split": "valid", "sents": ["this is a valid document's sentence"]},
+                {"split": "train", "turns": ["hello"]}]  # fmt: skip
+        with gzip.open(path, "wt") as file:
+            file.write("".join(json.dumps(doc) + "\n" for doc in docs))
+        files.append(path)
+    known = {f"books have sentence number {i} too" for i in range(5)}
+    found = _prose(files, 60, 0, known)
+    texts = [r["text"] for r in found]
+    assert len(set(texts)) == len(texts) == 60 and not known & set(texts)
+    assert sum(t.startswith("books have sentence") for t in texts) == 30
+    assert sum(t.startswith("articles have sentence") for t in texts) == 30
+    assert {(r["part"], r["source"], *r["context"]) for r in found} == {("unlabelled", "prose")}
+    assert _prose(files, 60, 0, known) == found != _prose(files, 60, 1, known)
+    assert len(_prose(files[:1], 60, 0, known)) == 35 and _prose([], 60, 0, known) == []
 
 
 def test_a_step_draws_no_row_that_may_not_teach() -> None:
@@ -178,6 +205,7 @@ def test_a_step_draws_no_row_that_may_not_teach() -> None:
     rows = wide.choose(data, limit=2, seed=0)
     assert (data.source[rows] == SOURCES.index("variant")).sum() == 6
     assert ((data.source == SOURCES.index("chat"))[rows]).sum() == 2
+    assert (data.source[rows] == SOURCES.index("prose")).sum() == 2
     draw = distil_teachers.Draw(data, rows, distil_teachers.Recipe())
     allowed = {PARTS.index("train"), PARTS.index("unlabelled")}
     seen = np.concatenate([draw.rows(step) for step in range(20)])
@@ -268,7 +296,7 @@ def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
     arrays, run = saved(data, tmp_path / "set.npz"), tmp_path / "run"
     texts.write_texts(arrays, data.digest, [{"text": f"line {i}"} for i in range(len(data.part))])
     few = ["--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--chat", "2",
-           "--variant", "2"]  # fmt: skip
+           "--variant", "2", "--prose", "2"]  # fmt: skip
     argv = ["--data", str(arrays), "--head", str(SERVED), "--out", str(run), "--encoder", str(tiny),
             "--layers", "1,2", "--steps", "3", "--teachers", "2", "--teacher-steps", "3",
             "--limit", "4", *few]  # fmt: skip
@@ -331,24 +359,33 @@ def test_an_encoder_is_refused_as_a_head_before_any_vector_is_made(
     assert not (tmp_path / "run" / "wide").exists()
 
 
-def test_ridge_on_emobank_takes_its_rows_and_arousal_and_nothing_else() -> None:
+def test_ridge_on_emobank_takes_prose_and_arousal_and_nothing_else() -> None:
     data = prepared(per_part=80)
+    source = data.source.copy()
+    prose = data.rows("unlabelled")[:20]
+    source[prose] = SOURCES.index("prose")
+    data = prepared(per_part=80, source=source)
     rng = np.random.default_rng(0)
     rows = np.flatnonzero(data.source == SOURCES.index("emobank"))
-    rows = np.union1d(rows, data.rows("gold"))
+    rows = np.union1d(np.union1d(rows, data.rows("gold")), prose)
     vectors = rng.normal(size=(len(rows), 8)).astype(np.float32)
     axes = data.axes.copy()
     emobank = data.source[rows] == SOURCES.index("emobank")
     axes[rows[emobank], 0] = 0.1 * vectors[emobank, 0]
     axes[rows[emobank], 2] = 0.1 * vectors[emobank, 1]
-    data = prepared(per_part=80, axes=axes)
+    data = prepared(per_part=80, axes=axes, source=source)
     count = len(data.part)
     wide = {"axes": rng.uniform(-1, 1, (count, 3)).astype(np.float32),
             "arousal": np.zeros(count, np.float32)}  # fmt: skip
     found = distil_teachers.published_teacher(data, vectors, rows, wide)
-    own, other = rows[emobank], rows[~emobank]
+    own, other = rows[emobank], np.setdiff1d(rows[~emobank], prose)
     assert np.corrcoef(found["axes"][own, 0], vectors[emobank, 0])[0, 1] > 0.7
     assert found["axes"][own, 0].std() == pytest.approx(wide["axes"][own, 0].std(), rel=1e-3)
+    there = vectors[np.isin(rows, prose), 0]
+    assert np.corrcoef(found["axes"][prose, 0], there)[0, 1] > 0.7
+    steps = [np.polyfit(x, found["axes"][r, 0], 1)[0]
+             for x, r in ((vectors[emobank, 0], own), (there, prose))]  # fmt: skip
+    assert steps[0] == pytest.approx(steps[1], rel=0.3)  # one scale for both
     assert np.corrcoef(found["arousal"][rows], vectors[:, 1])[0, 1] > 0.7
     assert np.array_equal(found["axes"][other], wide["axes"][other])
     assert np.array_equal(found["axes"][:, 1:], wide["axes"][:, 1:])

@@ -21,7 +21,7 @@ TAGS = (
 )  # fmt: skip
 PARTS = ("train", "dev", "test", "gold", "pair_a", "pair_b", "unlabelled")
 SOURCES = ("llm_label", "emobank", "intimacy", "goemotions", "xed", "semeval", "chat", "pair",
-           "variant")  # fmt: skip
+           "variant", "prose")  # fmt: skip
 MAX_TOKENS = 128
 _PER_ROW = (
     "axes", "shares", "tags", "emotions", "film", "intensity", "weight", "part", "source", "weak",

@@ -47,7 +47,7 @@ from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide
 from trainers.encoder.minilm import load_minilm
 
 SAVE_EVERY = 100
-AROUSED = ("emobank", "goemotions", "xed", "chat")  # whose rows teach the arousal head
+AROUSED = ("emobank", "goemotions", "xed", "chat", "prose")  # whose rows teach the arousal head
 AROUSAL_PENALTY = 100.0
 CHUNKS = 4  # a step's rows, sorted by length, go through the encoder in so many batches
 

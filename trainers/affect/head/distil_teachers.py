@@ -23,7 +23,8 @@ from trainers.affect.head.network import Heads, Predicted
 Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Outputs = dict[str, Array]
-UNLABELLED = ("chat", "variant")
+UNLABELLED = ("chat", "variant", "prose")
+PROSE = ("emobank", "prose")  # sentences out of context, on EmoBank's scale
 LARGEST_FAMILY = 6
 UNSERVED = ("film", "intensity")  # heads that only training has
 PENALTIES = (3e3, 1e4, 3e4)
@@ -31,7 +32,7 @@ PENALTIES = (3e3, 1e4, 3e4)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. ``limit``: rows of each large source that get vectors; ``pool`` … ``variant``: rows
+    """One run. ``limit``: rows of each large source that get vectors; ``pool`` … ``prose``: rows
     a step for the student, four times as many for the teachers."""
 
     seed: int = 0
@@ -49,6 +50,7 @@ class Recipe:
     goemotions: int = 8
     chat: int = 8
     variant: int = 24
+    prose: int = 16
     learning_rate: float = 8e-5
     head_rate: float = 4e-4
     weight_decay: float = 0.01
@@ -117,6 +119,11 @@ def pool_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
     return np.asarray(data.source[rows] == SOURCES.index("llm_label"))
 
 
+def prose_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
+    """Which rows are sentences out of context: the ones whose valence ridge teaches."""
+    return np.isin(data.source[rows], [SOURCES.index(name) for name in PROSE])
+
+
 def loss_of(
     net: Heads, data: Prepared, rows: Rows, answer: Predicted, recipe: Recipe, device: str
 ) -> Tensor:
@@ -171,7 +178,8 @@ def read_all(net: Heads, vectors: Array, rows: Rows, total: int, device: str) ->
 
 def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs) -> Outputs:
     """``wide`` with what ridge on EmoBank's train rows says of arousal, everywhere, and of valence
-    on EmoBank's own rows, brought to the mean and spread that ``wide`` has there.
+    on EmoBank's own rows and other prose, brought to the mean and spread that ``wide`` has on
+    EmoBank.
 
     EmoBank's valence is the reader's and writer's of sentences out of context, on another scale:
     a teacher of its own follows it far better than heads shared with chat. The penalty is the one
@@ -195,7 +203,9 @@ def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs)
             continue
         own = rows[data.source[rows] == SOURCES.index("emobank")]
         said, before = best[1][place[own]], wide["axes"][own, 0]
-        found["axes"][own, 0] = (said - said.mean()) / said.std() * before.std() + before.mean()
+        scale = before.std() / said.std()
+        prose = rows[prose_of(data, rows)]
+        found["axes"][prose, 0] = (best[1][place[prose]] - said.mean()) * scale + before.mean()
     return found
 
 
@@ -203,7 +213,7 @@ def mixed(data: Prepared, wide: Outputs, own: Outputs, share: dict[str, float]) 
     """``share`` of the wide teachers in each output, the rest what the head said before."""
     found = {k: v if k not in share else share[k] * wide[k] + (1 - share[k]) * v
              for k, v in own.items()}  # fmt: skip
-    rows = np.flatnonzero(data.source == SOURCES.index("emobank"))
+    rows = np.flatnonzero(prose_of(data, np.arange(len(data.source))))
     a = share["emobank valence"]
     found["axes"][rows, 0] = a * wide["axes"][rows, 0] + (1 - a) * own["axes"][rows, 0]
     return found

@@ -1,8 +1,8 @@
 """``python -m trainers.affect.head.prepare --set FOLDER --out FILE.npz``: tokenise a built set.
 
 Reads what ``limbic data build`` wrote, refuses gold among the training rows, and adds unlabelled
-messages on which a student may be taught by its teachers: chat (``--chat``) and variants of the
-pool's training messages (``--variants``).
+texts on which a student may be taught by its teachers: chat (``--chat``), sentences of books and
+articles (``--prose``) and variants of the pool's training messages (``--variants``).
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chat", type=Path, action="append", default=[], help="docs.jsonl.gz")
     parser.add_argument("--chat-rows", type=int, default=60_000)
+    parser.add_argument("--prose", type=Path, action="append", default=[],
+                        help="docs.jsonl.gz of sentences")  # fmt: skip
+    parser.add_argument("--prose-rows", type=int, default=12_000, help="of all files together")
     parser.add_argument("--variants", type=int, default=0, help="of each message of the pool")
     parser.add_argument("--most", type=int, default=0,
                         help="train rows of a source, and a quarter of it in dev and test for"
@@ -64,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "intensity": label_names(auxiliary, "semeval"),
     }
     records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
+    records += _prose(args.prose, args.prose_rows, args.seed, {r["text"] for r in records})
     if args.variants:
         records += variants(records, _neighbours(), args.variants, args.seed)
     arrays = _arrays(records, names)
@@ -135,6 +139,26 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
                                       "part": "unlabelled"})  # fmt: skip
     picked = np.random.default_rng(seed).permutation(len(found))[:limit]
     return [found[i] for i in picked]
+
+
+def _prose(files: list[Path], limit: int, seed: int, known: set[str]) -> list[dict[str, Any]]:
+    """Unlabelled sentences out of context, as EmoBank's are, an equal number of each file; only of
+    its training documents, and none that is among ``known``: a measured text is not read twice."""
+    rng = np.random.default_rng((seed, SOURCES.index("prose")))
+    picked: list[dict[str, Any]] = []
+    for path in files:
+        found = set()
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                doc = json.loads(line)
+                if doc.get("split", "train") == "train":
+                    found |= {s for s in doc.get("sents") or () if 5 <= len(s.split()) <= 45}
+        texts = sorted(found - known)
+        for i in rng.permutation(len(texts))[: limit // len(files)]:
+            picked.append({"text": texts[i], "context": [], "source": "prose",
+                           "part": "unlabelled"})  # fmt: skip
+        known = known | found
+    return picked
 
 
 def _neighbours() -> Neighbours:

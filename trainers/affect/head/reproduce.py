@@ -34,6 +34,7 @@ VARIANTS = 1
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
+PROSE = ("standardebooks", "wikipedia_en_2018")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ def stages(
 ) -> list[Stage]:
     """The chain for one folder of public data and one of results."""
     arrays, run, model = out / "affect.npz", out / "run", out / "model"
-    chats = [data / "corpora" / name / "docs.jsonl.gz" for name in CORPORA]
-    chat = [text for path in chats if path.exists() and not quick for text in ("--chat", str(path))]
+    read = [
+        (option, data / "corpora" / name / "docs.jsonl.gz")
+        for option, names in (("--chat", CORPORA), ("--prose", PROSE))
+        for name in names
+    ]
+    texts = [word for option, path in read if path.exists() and not quick
+             for word in (option, str(path))]  # fmt: skip
     words = ("--lexicon", str(lexicon)) if lexicon else ()
     kept = ("--cache", str(out / "cache"))
     first, distilled = run / "head.safetensors", out / "distilled"
@@ -68,7 +74,7 @@ def stages(
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
               ("build", "--data", str(data), "--out", str(out / "set"))),
         Stage("prepare", arrays, "trainers.affect.head.prepare",
-              ("--set", str(out / "set"), "--out", str(arrays), *chat,
+              ("--set", str(out / "set"), "--out", str(arrays), *texts,
                *(("--most", str(QUICK_ROWS)) if quick else ("--variants", str(VARIANTS))))),
         Stage("train", first, "trainers.affect.head.train",
               ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL))),

@@ -32,12 +32,12 @@ Rows = NDArray[np.int64]
 
 
 def choose(data: Prepared, limit: int, seed: int) -> Rows:
-    """Rows worth the larger encoder's time: all that have measured axes, the variants, and
-    ``limit`` train rows of each large source. Gold and pairs are among them only to be measured
-    on."""
+    """Rows worth the larger encoder's time: all that have measured axes, the variants, the
+    prose, and ``limit`` train rows of each large source. Gold and pairs are among them only to be
+    measured on."""
     found = [data.rows(part) for part in ("gold", "pair_a", "pair_b")]
     for name in SOURCES:
-        if name == "variant":
+        if name in ("variant", "prose"):
             found.append(data.rows("unlabelled", name))
         elif name in LARGE:
             rows = data.rows("unlabelled" if name == "chat" else "train", name)
