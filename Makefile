@@ -24,8 +24,8 @@ lint: develop     ## ruff, mypy and the import rules
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [ENCODER=folder] [QUICK=1]
-	@.venv/bin/python -m trainers.affect.head.reproduce $(if $(ENCODER),--encoder $(ENCODER)) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [ENCODER=folder] [ROUNDS=3] [QUICK=1]
+	@.venv/bin/python -m trainers.affect.head.reproduce $(if $(ENCODER),--encoder $(ENCODER)) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick)
 
 affect-generative: develop  ## Make the generative head and its table: DATA=folder OUT=folder [QUICK=1]
 	@.venv/bin/python -m trainers.affect.head.reproduce --generative $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)

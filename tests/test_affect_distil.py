@@ -333,6 +333,47 @@ def test_a_run_reports_goes_on_where_it_broke_off_and_repeats_nothing(
                            torch.tensor(served_weights(SERVED)["axes.0.weight"]))  # fmt: skip
 
 
+@pytest.mark.model
+def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = with_variants(96)
+    arrays, first, second = saved(data, tmp_path / "set.npz"), tmp_path / "one", tmp_path / "two"
+    texts.write_texts(arrays, data.digest, [{"text": f"line {i}"} for i in range(len(data.part))])
+
+    def argv(head: Path, run: Path, *more: str) -> list[str]:
+        few = [word for name in ("pool", "emobank", "intimacy", "goemotions", "chat", "variant",
+                                 "prose") for word in (f"--{name}", "2")]  # fmt: skip
+        return ["--data", str(arrays), "--head", str(head), "--out", str(run), "--encoder",
+                str(tiny), "--layers", "1,2", "--steps", "1", "--teachers", "1",
+                "--teacher-steps", "2", "--limit", "4", *few, *more]  # fmt: skip
+
+    assert distil.main(argv(SERVED, first)) == 0
+    capsys.readouterr()
+    again = argv(first / "head.safetensors", second, "--teachers-in", str(first), "--round", "1")
+    assert distil.main(again) == 0
+    assert "wide vectors" not in capsys.readouterr().out
+    assert not (second / "wide.npz").exists() and not (second / "wide").exists()
+    for run in (first, second):
+        assert json.loads((run / "published.json").read_text())["gold"]
+    same = (first / "published.json").read_text() == (second / "published.json").read_text()
+    assert same and not np.array_equal(
+        np.load(first / "own.npz")["axes"], np.load(second / "own.npz")["axes"], equal_nan=True
+    )
+    for more, said in (
+        (["--teachers", "2"], "its teachers were made with another teachers;"),
+        (["--layers", "1"], "its teachers were made with another layers;"),
+        (["--teachers-in", str(tmp_path / "none")], "holds no run"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            distil.main([*again, *more])
+        assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+    (first / "recipe.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        distil.main(again)
+    assert "not what a run writes" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = prepared()
     arrays = saved(data, tmp_path / "set.npz")

@@ -341,7 +341,9 @@ def test_the_full_chain_serves_what_the_larger_encoder_taught(tmp_path: Path) ->
     out = tmp_path / "out"
     chain = {
         stage.name: stage
-        for stage in reproduce.stages(tmp_path, out, quick=False, lexicon=None, encoder="big")
+        for stage in reproduce.stages(
+            tmp_path, out, quick=False, lexicon=None, encoder="big", rounds=1
+        )
     }
     names = ["build", "prepare", "train", "distil", "average", "export", "report"]
     assert list(chain) == names
@@ -351,6 +353,38 @@ def test_the_full_chain_serves_what_the_larger_encoder_taught(tmp_path: Path) ->
     assert {first, taught} <= set(chain["average"].arguments)
     assert averaged in chain["export"].arguments
     assert "big" in chain["distil"].arguments
+
+
+def test_a_further_round_starts_where_the_one_before_ended_and_keeps_its_teachers(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    found = reproduce.stages(tmp_path, out, quick=False, lexicon=None, rounds=2)
+    chain = {stage.name: stage for stage in found}
+    assert list(chain)[3:7] == ["distil", "average", "distil2", "average2"]
+    ended, teachers = str(chain["average"].output), str(chain["distil"].output.parent)
+    second = chain["distil2"].arguments
+    assert second[second.index("--head") + 1] == ended
+    assert second[second.index("--teachers-in") + 1] == teachers
+    assert second[second.index("--round") + 1] == "1"
+    assert "--round" not in chain["distil"].arguments
+    averaged = chain["average2"].arguments
+    assert averaged[averaged.index("--start") + 1] == ended
+    assert str(chain["average2"].output) in chain["export"].arguments
+
+
+def test_a_chain_of_other_rounds_does_not_take_what_is_there_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = reproduce.stages(tmp_path, tmp_path / "out", quick=False, lexicon=None, rounds=1)
+    monkeypatch.setattr(reproduce.subprocess, "run", Runner(chain))
+    argv = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert reproduce.main([*argv, "--rounds", "1"]) == 0
+    for more, said in (("2", "holds a full chain of 1 rounds"), ("0", "at least 1")):
+        with pytest.raises(SystemExit) as caught:
+            reproduce.main([*argv, "--rounds", more])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_full_chain_does_not_take_quick_results_for_its_own(

@@ -6,7 +6,9 @@ Wide teachers are heads alone, on the frozen middle layers of a larger encoder (
 that differ in their seed. The student is the head that ``--head`` names (a run's file or a served
 folder); it goes on learning the labels and, on labelled and unlabelled messages, the mean of the
 teachers and of what it said itself before (Hinton et al. 2015; Li and Hoiem 2016 for the latter).
-How much of each is chosen on dev. A stopped run continues when the command is repeated.
+How much of each is chosen on dev. A stopped run continues when the command is repeated. A further
+round (``--round 1 --teachers-in RUN``, from where ``RUN`` ended) takes the wide teachers of ``RUN``
+and mixes them with what the head says now.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from torch import nn
 from trainers.affect.head import curves, train
 from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
 from trainers.affect.head.distil_teachers import (
+    LATER_ROUND,
+    STUDENT_ONLY,
     UNSERVED,
     Array,
     Draw,
@@ -97,7 +102,7 @@ def student(
             optimiser.param_groups, (recipe.learning_rate, recipe.head_rate), strict=True
         ):
             group["lr"] = top * rate
-        parts = by_length(data, draw.rows(step))
+        parts = by_length(data, draw.rows(step, seed=recipe.round * LATER_ROUND))
         rows = np.concatenate(parts)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             answer = answer_of(net, data, parts, device)
@@ -167,6 +172,26 @@ def start_head(path: Path, data: Prepared) -> AffectNet:
     return net
 
 
+def other_teachers(home: Path, header: dict[str, Any], *, named: bool) -> str:
+    """Why the vectors and teachers in ``home`` are not those of ``header``; empty if they are."""
+    try:
+        before = json.loads((home / "recipe.json").read_text())
+        recipes = [{k: v for k, v in head["recipe"].items() if k not in STUDENT_ONLY}
+                   for head in (before, header)]  # fmt: skip
+        others = [before[k] == header[k] for k in ("data", "encoder", "layers")]
+    except FileNotFoundError:
+        return f"{home}: holds no run; --teachers-in names the folder of one" if named else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{home / 'recipe.json'}: not what a run writes; give another folder"
+    if not (home / "wide.npz").exists() and not named:
+        return ""
+    differ = [k for k in recipes[1] if recipes[0].get(k) != recipes[1][k]]
+    differ += [k for k, same in zip(("data", "encoder", "layers"), others, strict=True) if not same]
+    if not differ:
+        return ""
+    return f"{home}: its teachers were made with another {', '.join(differ)}; give another folder"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Vectors, wide teachers, what the head says now, the student: ``OUT/head.safetensors``."""
     from safetensors.torch import save_file
@@ -180,6 +205,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encoder", default=ENCODER, help="a model folder or a name of the hub")
     parser.add_argument("--layers", default=",".join(map(str, LAYERS)))
+    parser.add_argument(
+        "--teachers-in",
+        type=Path,
+        metavar="RUN",
+        help="a run on the same set whose vectors and wide teachers are used again",
+    )
     parser.add_argument("--device", default="auto")
     for field, value in asdict(Recipe()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
@@ -191,30 +222,33 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = args.out
-    run.mkdir(parents=True, exist_ok=True)
+    run, home = args.out, args.teachers_in or args.out
     data = Prepared.load(args.data)
     rows = choose(data, recipe.limit, recipe.seed)
     layers = [int(layer) for layer in args.layers.split(",")]
     header = {"recipe": asdict(recipe), "data": data.digest, "encoder": args.encoder,
               "layers": layers, "device": device}  # fmt: skip
+    problem = other_teachers(home, header, named=args.teachers_in is not None)
+    if problem:
+        parser.error(problem)
+    run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
     draw = Draw(data, rows, recipe)
     try:  # before the vectors, which take long
         net = start_head(args.head, data)
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
-    final, kept, whole = run / "head.safetensors", run / "wide.npz", run / "published.npz"
+    final, kept, whole = run / "head.safetensors", home / "wide.npz", home / "published.npz"
     if not whole.exists():
         try:
             messages = read_texts(args.data, data)
             encoder = WideEncoder(args.encoder, layers, device)
-            vectors = wide_vectors(encoder, messages, data, rows, run / "wide").astype(np.float32)
+            vectors = wide_vectors(encoder, messages, data, rows, home / "wide").astype(np.float32)
         except (ValueError, OSError) as error:  # OSError is how transformers says "no such model"
             parser.error(str(error).partition("\n")[0])
         vectors = standardised(data, vectors, rows, draw)
         if not kept.exists():
-            _write(kept, teach(data, vectors, rows, draw, recipe, run, device))
+            _write(kept, teach(data, vectors, rows, draw, recipe, home, device))
         _write(whole, published_teacher(data, vectors, rows, _read(kept)))
     wide = _read(whole)
     train.report(run, "published", data, wide)

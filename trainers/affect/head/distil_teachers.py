@@ -33,32 +33,40 @@ PENALTIES = (3e3, 1e4, 3e4)
 @dataclass(frozen=True)
 class Recipe:
     """One run. ``limit``: rows of each large source that get vectors; ``pool`` … ``prose``: rows
-    a step for the student, four times as many for the teachers."""
+    a step for the student, four times as many for the teachers; ``round``: of several runs, each
+    from where the one before ended, which one this is, so that it draws rows of its own."""
 
     seed: int = 0
-    limit: int = 3_000
+    limit: int = 6_000
     teachers: int = 3
     teacher_steps: int = 1200
     teacher_rate: float = 5e-4
     teacher_dropout: float = 0.4
-    steps: int = 740
-    pool: int = 48
+    steps: int = 760
+    pool: int = 60
     emobank: int = 16
-    intimacy: int = 4
+    intimacy: int = 6
     semeval: int = 0
-    xed: int = 4
+    xed: int = 2
     goemotions: int = 8
-    chat: int = 8
-    variant: int = 24
-    prose: int = 16
+    chat: int = 6
+    variant: int = 28
+    prose: int = 18
     learning_rate: float = 8e-5
     head_rate: float = 4e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
-    decorrelation: float = 0.1
-    contrast: float = 4.0
-    imitation: float = 2.0
+    decorrelation: float = 0.2
+    contrast: float = 0.0
+    imitation: float = 3.0
     ema: float = 0.995
+    round: int = 0
+
+
+# What is not in a recipe's teachers: runs that differ in these alone have the same ones.
+STUDENT_ONLY = ("steps", "learning_rate", "head_rate", "weight_decay", "warmup", "imitation", "ema",
+                "round")  # fmt: skip
+LATER_ROUND = 1_000_000  # beyond the teachers' seeds
 
 
 class Draw:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 QUICK = (
     "--mode", "frozen", "--teachers", "0", "--steps", "600", "--device", "cpu",
@@ -31,6 +32,7 @@ QUICK = (
 QUICK_ROWS = 1000
 FULL = ("--student-steps", "1600")
 VARIANTS = 1
+ROUNDS = 3  # of distillation; each starts where the one before ended
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
@@ -48,8 +50,9 @@ class Stage:
 
 
 def stages(
-    data: Path, out: Path, *, quick: bool, lexicon: Path | None, encoder: str | None = None
-) -> list[Stage]:
+    data: Path, out: Path, *, quick: bool, lexicon: Path | None, encoder: str | None = None,
+    rounds: int = ROUNDS,
+) -> list[Stage]:  # fmt: skip
     """The chain for one folder of public data and one of results."""
     arrays, run, model = out / "affect.npz", out / "run", out / "model"
     read = [
@@ -61,15 +64,21 @@ def stages(
              for word in (option, str(path))]  # fmt: skip
     words = ("--lexicon", str(lexicon)) if lexicon else ()
     kept = ("--cache", str(out / "cache"))
-    first, distilled = run / "head.safetensors", out / "distilled"
-    taught = distilled / "head.safetensors"
-    head = first if quick else out / "averaged" / "head.safetensors"
-    wide = Stage("distil", taught, "trainers.affect.head.distil",
-                 ("--data", str(arrays), "--head", str(first), "--out", str(distilled),
-                  *(("--encoder", encoder) if encoder else ())))  # fmt: skip
-    average = Stage("average", head, "trainers.affect.head.average",
-                    ("--data", str(arrays), "--head", str(taught), "--start", str(first),
-                     "--out", str(head)))  # fmt: skip
+    head = first = run / "head.safetensors"
+    distilled: list[Stage] = []
+    for number in range(0 if quick else rounds):
+        tail = "" if number == 0 else str(number + 1)
+        folder, start = out / f"distilled{tail}", head
+        taught, head = (folder / "head.safetensors", out / f"averaged{tail}" / "head.safetensors")
+        again = ("--round", str(number), "--teachers-in", str(out / "distilled"))
+        distilled += [
+            Stage(f"distil{tail}", taught, "trainers.affect.head.distil",
+                  ("--data", str(arrays), "--head", str(start), "--out", str(folder),
+                   *(again if number else ()), *(("--encoder", encoder) if encoder else ()))),
+            Stage(f"average{tail}", head, "trainers.affect.head.average",
+                  ("--data", str(arrays), "--head", str(taught), "--start", str(start),
+                   "--out", str(head))),
+        ]  # fmt: skip
     return [
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
               ("build", "--data", str(data), "--out", str(out / "set"))),
@@ -78,7 +87,7 @@ def stages(
                *(("--most", str(QUICK_ROWS)) if quick else ("--variants", str(VARIANTS))))),
         Stage("train", first, "trainers.affect.head.train",
               ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL))),
-        *(() if quick else (wide, average)),
+        *distilled,
         Stage("export", model / "metrics.txt", "trainers.affect.head.export",
               ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept)),
         Stage("report", out / "report" / "affect-report.md", "trainers.affect.head.report",
@@ -164,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="heads alone, minutes on a CPU")
     parser.add_argument("--generative", action="store_true", help="the generative head instead")
     parser.add_argument("--encoder", help="of the wide teachers: a model folder or a hub's name")
+    parser.add_argument("--rounds", type=int, default=ROUNDS,
+                        help="of distillation (default: %(default)s)")  # fmt: skip
     parser.add_argument("--lexicon", type=Path, help="vader_lexicon.txt (default: in the data)")
     args = parser.parse_args(argv)
     if not args.data.is_dir():
@@ -172,14 +183,22 @@ def main(argv: list[str] | None = None) -> int:
     if lexicon is None and (args.data / LEXICON).exists():
         lexicon = args.data / LEXICON
     args.out.mkdir(parents=True, exist_ok=True)
-    kind, said = {"quick": args.quick}, args.out / CHAIN_FILE
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1")
+    kind: dict[str, Any] = {"quick": args.quick}
+    said = args.out / CHAIN_FILE
     if args.generative:
         chain = generative_stages(args.data, args.out, quick=args.quick)
     else:
-        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon, encoder=args.encoder)
-    if said.exists() and json.loads(said.read_text()) != kind:
-        parser.error(f"{args.out}: holds a {'full' if args.quick else 'quick'} chain;"
-                     " give another --out")  # fmt: skip
+        chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon,
+                       encoder=args.encoder, rounds=args.rounds)  # fmt: skip
+        kind |= {} if args.quick else {"rounds": args.rounds}
+    before = json.loads(said.read_text()) if said.exists() else kind
+    if before != kind:
+        other = "a quick chain" if before["quick"] else "a full chain"
+        if "rounds" in before:
+            other += f" of {before['rounds']} rounds"
+        parser.error(f"{args.out}: holds {other}; give another --out")
     said.write_text(json.dumps(kind) + "\n")
     try:
         with alone(args.out):
