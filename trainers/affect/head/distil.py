@@ -172,24 +172,25 @@ def start_head(path: Path, data: Prepared) -> AffectNet:
     return net
 
 
-def other_teachers(home: Path, header: dict[str, Any], *, named: bool) -> str:
-    """Why the vectors and teachers in ``home`` are not those of ``header``; empty if they are."""
-    try:
-        before = json.loads((home / "recipe.json").read_text())
-        recipes = [{k: v for k, v in head["recipe"].items() if k not in STUDENT_ONLY}
-                   for head in (before, header)]  # fmt: skip
-        others = [before[k] == header[k] for k in ("data", "encoder", "layers")]
-    except FileNotFoundError:
-        return f"{home}: holds no run; --teachers-in names the folder of one" if named else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{home / 'recipe.json'}: not what a run writes; give another folder"
-    if not (home / "wide.npz").exists() and not named:
+def other_teachers(folder: Path, header: dict[str, Any], *, named: bool) -> str:
+    """Why the wide teachers of the run in ``folder`` are not those of ``header``; empty where they
+    are. A run's own folder (not ``named``) may hold none yet."""
+    if not named and not (folder / "wide.npz").exists():
         return ""
-    differ = [k for k in recipes[1] if recipes[0].get(k) != recipes[1][k]]
-    differ += [k for k, same in zip(("data", "encoder", "layers"), others, strict=True) if not same]
+    path = folder / "recipe.json"
+    try:
+        before, differ = json.loads(path.read_text()), []
+        for name, value in header["recipe"].items():
+            if name not in STUDENT_ONLY and before["recipe"].get(name) != value:
+                differ.append(name)
+        differ += [name for name in ("data", "encoder", "layers") if before[name] != header[name]]
+    except FileNotFoundError:
+        return f"{folder}: holds no run; give the folder of one"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{path}: not what a run writes; give another folder"
     if not differ:
         return ""
-    return f"{home}: its teachers were made with another {', '.join(differ)}; give another folder"
+    return f"{folder}: its teachers were made with another {', '.join(differ)}; give another folder"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,13 +223,13 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    run, home = args.out, args.teachers_in or args.out
+    run, shared = args.out, args.teachers_in or args.out
     data = Prepared.load(args.data)
     rows = choose(data, recipe.limit, recipe.seed)
     layers = [int(layer) for layer in args.layers.split(",")]
     header = {"recipe": asdict(recipe), "data": data.digest, "encoder": args.encoder,
               "layers": layers, "device": device}  # fmt: skip
-    problem = other_teachers(home, header, named=args.teachers_in is not None)
+    problem = other_teachers(shared, header, named=args.teachers_in is not None)
     if problem:
         parser.error(problem)
     run.mkdir(parents=True, exist_ok=True)
@@ -238,17 +239,19 @@ def main(argv: list[str] | None = None) -> int:
         net = start_head(args.head, data)
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
-    final, kept, whole = run / "head.safetensors", home / "wide.npz", home / "published.npz"
+    final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / "published.npz"
     if not whole.exists():
         try:
             messages = read_texts(args.data, data)
             encoder = WideEncoder(args.encoder, layers, device)
-            vectors = wide_vectors(encoder, messages, data, rows, home / "wide").astype(np.float32)
+            vectors = wide_vectors(encoder, messages, data, rows, shared / "wide").astype(
+                np.float32
+            )
         except (ValueError, OSError) as error:  # OSError is how transformers says "no such model"
             parser.error(str(error).partition("\n")[0])
         vectors = standardised(data, vectors, rows, draw)
         if not kept.exists():
-            _write(kept, teach(data, vectors, rows, draw, recipe, home, device))
+            _write(kept, teach(data, vectors, rows, draw, recipe, shared, device))
         _write(whole, published_teacher(data, vectors, rows, _read(kept)))
     wide = _read(whole)
     train.report(run, "published", data, wide)

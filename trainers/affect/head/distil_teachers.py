@@ -127,9 +127,9 @@ def pool_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
     return np.asarray(data.source[rows] == SOURCES.index("llm_label"))
 
 
-def prose_of(data: Prepared, rows: Rows) -> NDArray[np.bool_]:
-    """Which rows are sentences out of context: the ones whose valence ridge teaches."""
-    return np.isin(data.source[rows], [SOURCES.index(name) for name in PROSE])
+def prose_of(data: Prepared) -> NDArray[np.bool_]:
+    """Which of all rows are sentences out of context: the ones whose valence ridge teaches."""
+    return np.isin(data.source, [SOURCES.index(name) for name in PROSE])
 
 
 def loss_of(
@@ -212,7 +212,7 @@ def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs)
         own = rows[data.source[rows] == SOURCES.index("emobank")]
         said, before = best[1][place[own]], wide["axes"][own, 0]
         scale = before.std() / said.std()
-        prose = rows[prose_of(data, rows)]
+        prose = rows[prose_of(data)[rows]]
         found["axes"][prose, 0] = (best[1][place[prose]] - said.mean()) * scale + before.mean()
     return found
 
@@ -221,7 +221,7 @@ def mixed(data: Prepared, wide: Outputs, own: Outputs, share: dict[str, float]) 
     """``share`` of the wide teachers in each output, the rest what the head said before."""
     found = {k: v if k not in share else share[k] * wide[k] + (1 - share[k]) * v
              for k, v in own.items()}  # fmt: skip
-    rows = np.flatnonzero(prose_of(data, np.arange(len(data.source))))
+    rows = np.flatnonzero(prose_of(data))
     a = share["emobank valence"]
     found["axes"][rows, 0] = a * wide["axes"][rows, 0] + (1 - a) * own["axes"][rows, 0]
     return found

@@ -179,12 +179,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.data.is_dir():
         parser.error(f"{args.data}: no such folder; `limbic data fetch` makes one")
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1")
     lexicon = args.lexicon
     if lexicon is None and (args.data / LEXICON).exists():
         lexicon = args.data / LEXICON
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: at least 1")
     kind: dict[str, Any] = {"quick": args.quick}
     said = args.out / CHAIN_FILE
     if args.generative:
