@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import prepared, saved
-from trainers.affect.head import curves, distil, distil_teachers, texts, train, wide
+from trainers.affect.head import curves, distil, distil_teachers, prepare, texts, train, wide
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.losses import contrast
 from trainers.affect.head.prepare import _prose
@@ -198,6 +198,24 @@ def test_prose_comes_in_equal_parts_from_training_documents_and_repeats_nothing_
     assert {(r["part"], r["source"], *r["context"]) for r in found} == {("unlabelled", "prose")}
     assert _prose(files, 60, 0, known) == found != _prose(files, 60, 1, known)
     assert len(_prose(files[:1], 60, 0, known)) == 35 and _prose([], 60, 0, known) == []
+
+
+@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"[1]"), gzip.compress(b"{")])
+def test_a_file_that_holds_no_documents_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "docs.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"docs\.jsonl\.gz: not gzipped JSON lines of documents"):
+        _prose([path], 4, 0, set())
+
+
+def test_a_missing_file_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone.jsonl.gz"
+    argv = ["--set", str(tmp_path), "--out", str(tmp_path / "a.npz"), "--prose", str(gone)]
+    with pytest.raises(SystemExit) as end:
+        prepare.main(argv)
+    assert end.value.code == 2 and f"{gone}: not found" in capsys.readouterr().err
 
 
 def test_a_step_draws_no_row_that_may_not_teach() -> None:

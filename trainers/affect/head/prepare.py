@@ -11,6 +11,8 @@ import argparse
 import gzip
 import hashlib
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
                         " sources of emotions alone (0: all)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    for path in (args.folder, *args.chat, *args.prose):
+        if not path.exists():
+            parser.error(f"{path}: not found")
     auxiliary = load_part(args.folder, "auxiliary")
     table = _rows(args.folder, auxiliary)
     if args.most:
@@ -66,8 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         "film": label_names(auxiliary, "xed"),
         "intensity": label_names(auxiliary, "semeval"),
     }
-    records = table.to_dicts() + _pairs() + _chat(args.chat, args.chat_rows, args.seed)
-    records += _prose(args.prose, args.prose_rows, args.seed, {r["text"] for r in records})
+    records = table.to_dicts() + _pairs()
+    try:
+        records += _chat(args.chat, args.chat_rows, args.seed)
+        records += _prose(args.prose, args.prose_rows, args.seed, {r["text"] for r in records})
+    except ValueError as error:
+        parser.error(str(error))
     if args.variants:
         records += variants(records, _neighbours(), args.variants, args.seed)
     arrays = _arrays(records, names)
@@ -122,21 +131,33 @@ def _pairs() -> list[dict[str, Any]]:
     return found
 
 
+def _training_documents(path: Path) -> Iterator[dict[str, Any]]:
+    """The documents of a ``docs.jsonl.gz`` that are not held out.
+
+    Raises:
+        ValueError: it is none; the message names the file.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                doc = json.loads(line)
+                if doc.get("split", "train") == "train":
+                    yield doc
+    except (OSError, EOFError, ValueError, AttributeError, zlib.error) as error:
+        raise ValueError(f"{path}: not gzipped JSON lines of documents ({error})") from error
+
+
 def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
     """Unlabelled messages with up to two earlier turns, from the training dialogues only."""
     found = []
     for path in files:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                doc = json.loads(line)
-                turns = doc.get("turns") or []
-                if doc.get("split", "train") != "train":
-                    continue
-                for i, text in enumerate(turns):
-                    if 2 <= len(text.split()) <= 60:
-                        context = turns[max(0, i - 2) : i] if i % 2 else []
-                        found.append({"text": text, "context": context, "source": "chat",
-                                      "part": "unlabelled"})  # fmt: skip
+        for doc in _training_documents(path):
+            turns = doc.get("turns") or []
+            for i, text in enumerate(turns):
+                if 2 <= len(text.split()) <= 60:
+                    context = turns[max(0, i - 2) : i] if i % 2 else []
+                    found.append({"text": text, "context": context, "source": "chat",
+                                  "part": "unlabelled"})  # fmt: skip
     picked = np.random.default_rng(seed).permutation(len(found))[:limit]
     return [found[i] for i in picked]
 
@@ -147,12 +168,9 @@ def _prose(files: list[Path], limit: int, seed: int, known: set[str]) -> list[di
     rng = np.random.default_rng((seed, SOURCES.index("prose")))
     picked: list[dict[str, Any]] = []
     for path in files:
-        found = set()
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                doc = json.loads(line)
-                if doc.get("split", "train") == "train":
-                    found |= {s for s in doc.get("sents") or () if 5 <= len(s.split()) <= 45}
+        found: set[str] = set()
+        for doc in _training_documents(path):
+            found |= {s for s in doc.get("sents") or () if 5 <= len(s.split()) <= 45}
         texts = sorted(found - known)
         for i in rng.permutation(len(texts))[: limit // len(files)]:
             picked.append({"text": texts[i], "context": [], "source": "prose",
