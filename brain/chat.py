@@ -204,10 +204,11 @@ class _LiveTurn:
         turn.affect = window.value("affect")
         turn.foresight = window.value("foresight")
         recalled = window.value("recall")
-        turn.recalled = recalled[0].text if recalled else None
+        turn.recalled = tuple(one.text for one in recalled or ())
         if recalled:
             self.recalled_by = self.recalled_by or recalled[0].by
-            self.foreseen = any(one.seq == recalled[0].seq for one in session.expected)
+            ahead = {one.seq for one in session.expected}
+            self.foreseen = any(one.seq in ahead for one in recalled)
         if turn.affect is not None:
             p.telemetry.affect(session.session_id, turn.turn_id, turn.text, turn.affect, late=False)
         events = [message_event(), *self._late_events()]
@@ -325,7 +326,7 @@ class _LiveTurn:
             "surprise": turn.foresight.surprise if turn.foresight else None,
             "heard": known.heard if known.predicted else None,
             "behaviour": turn.behaviour.model_dump() if turn.behaviour else None,
-            "recalled": turn.recalled is not None,
+            "recalled": bool(turn.recalled),
             "recalled_by": self.recalled_by or None,
             "anticipated": len(self.session.expected),
             "foreseen": self.foreseen,

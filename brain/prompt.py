@@ -2,7 +2,7 @@
 
 Head (byte-stable from turn to turn, so that the model server's cache survives): the persona with
 its standing memory, then history in whole turns. Then the user's words. Then a short tail that
-depends on affect: the directive, and one recalled snippet marked as data. History is trimmed in
+depends on affect: the directive, and what is recalled, marked as data. History is trimmed in
 large chunks and rarely: once it passes the budget, whole turns are dropped until a fraction of
 the budget is left, and the new start is remembered.
 """
@@ -16,9 +16,10 @@ from brain.persona import Persona
 from brain.schema import Behaviour, Message
 from brain.settings import Settings
 
-MAX_TAIL_TOKENS = 40
+MAX_TAIL_TOKENS = 40  # with one memory, as by default
 RESERVED_TOKENS = 400  # persona, standing memory, tail and a long message
 SNIPPET_CHARS = 90
+SNIPPET_TOKENS = 40  # of each further memory that the settings allow, with its quotation marks
 PER_MESSAGE_TOKENS = 6  # role markers of common chat templates: ChatML needs five
 
 
@@ -40,15 +41,13 @@ def estimate_tokens(text: str) -> int:
 def history_budget(settings: Settings) -> int:
     """Tokens that history may take: the configured share, never more than the context holds
     beside persona, message, tail and reply."""
-    room = settings.llm.context_tokens - settings.chat.max_reply_tokens - RESERVED_TOKENS
-    return max(0, min(settings.chat.history_tokens, room))
+    return max(0, min(settings.chat.history_tokens, _room(settings)))
 
 
 def fitting(history: Sequence[Exchange], text: str, settings: Settings) -> Sequence[Exchange]:
     """History for one turn: all of it, less the oldest turns when a very long message needs the
     room. Does not move the remembered start: the next, shorter message has it all again."""
-    room = settings.llm.context_tokens - settings.chat.max_reply_tokens - RESERVED_TOKENS
-    room -= max(0, estimate_tokens(text) - RESERVED_TOKENS // 2)
+    room = _room(settings) - max(0, estimate_tokens(text) - RESERVED_TOKENS // 2)
     total = sum(turn.tokens for turn in history)
     first = 0
     while first < len(history) and total > room:
@@ -78,13 +77,13 @@ def build(
     text: str,
     behaviour: Behaviour,
     *,
-    recalled: str | None = None,
+    recalled: Sequence[str] = (),
     tail_role: str = "user",
 ) -> list[Message]:
     """The whole prompt of a turn.
 
     Args:
-        recalled: a memory, quoted as data; shortened so that the tail stays small.
+        recalled: memories, quoted as data; each shortened so that the tail stays small.
         tail_role: ``user`` appends the tail to the user's words, which every chat template can
             carry and small models repeat less; ``system`` sends it as a message of its own.
     """
@@ -94,11 +93,11 @@ def build(
     return with_user(head_messages, f"{text}\n\n{words}")
 
 
-def tail(behaviour: Behaviour, recalled: str | None = None) -> str:
-    """At most about 40 tokens: the tone, and a recalled snippet if there is one."""
+def tail(behaviour: Behaviour, recalled: Sequence[str] = ()) -> str:
+    """The tone, and what is recalled if anything is: at most about 40 tokens with one memory."""
     line = f"Answer in this tone: {behaviour.directive}."
     if recalled:
-        line += f' They once wrote: "{quote(recalled)}"'
+        line += " They once wrote: " + "; ".join(f'"{quote(text)}"' for text in recalled)
     return line
 
 
@@ -132,6 +131,12 @@ def window_start(
             return turn.seq
         total -= turn.tokens
     return kept[-1].seq + 1
+
+
+def _room(settings: Settings) -> int:
+    more = SNIPPET_TOKENS * max(0, settings.memory.max_recalled - 1)
+    room = settings.llm.context_tokens - settings.chat.max_reply_tokens
+    return room - RESERVED_TOKENS - more
 
 
 def _system(persona: Persona, standing: Sequence[str]) -> str:

@@ -155,7 +155,7 @@ class StateSettings(Section):
 
 
 class MemorySettings(Section):
-    """Long-term recall."""
+    """Long-term recall. A prompt quotes at most ``max_recalled`` memories."""
 
     enabled: bool = True
     max_recalled: Annotated[int, Field(ge=0, le=10)] = 1

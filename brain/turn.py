@@ -35,7 +35,7 @@ class Turn:
     state: HormoneState | None = None
     behaviour: Behaviour | None = None
     error: LimbicError | None = None
-    recalled: str | None = None
+    recalled: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     late_applied: list[dict[str, Any]] = field(default_factory=list)

@@ -42,7 +42,7 @@ async def test_a_message_is_recalled_by_its_vector_where_no_word_is_shared(
         await talk_then_forget_the_prompt(limbic)
         turn = limbic.session().say("puppies?")
         await turn
-        assert turn.recalled == DOG
+        assert turn.recalled == (DOG,)
     assert log_lines(limbic)[-1]["recalled_by"] == "vector"
 
 
@@ -54,7 +54,7 @@ async def test_vectors_of_another_encoder_are_never_compared(
         await talk_then_forget_the_prompt(limbic)
         turn = limbic.session().say("puppies?")
         await turn
-        assert turn.recalled is None
+        assert turn.recalled == ()
 
 
 async def test_recall_for_the_foreseen_message_happens_before_it_comes(
@@ -78,7 +78,7 @@ async def test_recall_for_the_foreseen_message_happens_before_it_comes(
         side.enqueue("/encode", Answer(status=500))
         turn = limbic.session().say("zzz")
         await turn
-        assert turn.recalled == DOG
+        assert turn.recalled == (DOG,)
     line = log_lines(limbic)[-1]
     assert (line["recalled_by"], line["anticipated"], line["foreseen"]) == ("anticipation", 1, True)
 
@@ -94,7 +94,7 @@ async def test_a_vector_that_does_not_come_in_time_costs_only_the_window(
         session.expected = [Recalled(seq=1, text=DOG, score=1.0, by="vector")]
         turn = limbic.session().say("puppies?")
         assert await turn == "Hello there!"
-        assert turn.recalled == DOG
+        assert turn.recalled == (DOG,)
         side.release()
 
 
@@ -167,7 +167,7 @@ async def test_what_was_expected_serves_one_message_alone(
         await first
         await idle(limbic)
         await second
-        assert (first.recalled, second.recalled) == (DOG, None)
+        assert (first.recalled, second.recalled) == ((DOG,), ())
 
 
 async def test_surprise_is_high_where_the_subject_changes(

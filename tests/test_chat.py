@@ -392,9 +392,27 @@ async def test_old_memories_come_back_when_words_meet(
         turn = session.say("today I saw a dog that looked like Rex")
         await turn
         noted = await session.memories()
-    assert turn.recalled == "My dog Rex died last winter and I still miss him"
+    assert turn.recalled == ("My dog Rex died last winter and I still miss him",)
     assert 'They once wrote: "My dog Rex' in llm.requests[-1].body["messages"][-1]["content"]
     assert any("Rex" in text for _, _, text in noted)
+
+
+async def test_as_many_memories_are_quoted_as_the_settings_allow(
+    llm: FakeLLM, open_limbic: OpenLimbic
+) -> None:
+    said = ["My dog Rex died last winter and I miss him", "I named my own boat after the dog Rex"]
+    llm.default = Script(reply(*(["word "] * 60)).steps)
+    limits = {"CHAT__HISTORY_TOKENS": 200, "CHAT__TRIM_FRACTION": 0.2}
+    async with open_limbic(llm, MEMORY__MAX_RECALLED=2, **limits) as limbic:
+        session = limbic.session("a")
+        for text in (*said, *(f"something else number {n}" for n in range(4))):
+            await session.say(text)
+            await idle(limbic)
+        turn = session.say("a dog like Rex, on a boat")
+        await turn
+    assert sorted(turn.recalled) == sorted(said)
+    sent = llm.requests[-1].body["messages"][-1]["content"]
+    assert all(f'"{text}"' in sent for text in said)
 
 
 async def test_a_store_that_refuses_at_the_end_keeps_the_state_as_it_was(

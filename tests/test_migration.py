@@ -119,7 +119,7 @@ async def test_the_chat_goes_on_and_gives_the_old_memories_vectors(
         turn = limbic.session().say("I saw a dog like Rex")
         await turn
         await idle(limbic)
-        assert turn.recalled == DOG, "by its words"
+        assert turn.recalled == (DOG,), "by its words"
         assert turn.foresight is not None and turn.foresight.distance is None
         kept = (await limbic.parts.store.run(rows))["memories"]
         for _, _, _, text, _, _, encoder, vector in kept:
