@@ -61,7 +61,7 @@ def draw_joint(before: pl.DataFrame, after: pl.DataFrame, path: str | Path) -> N
     if mesh is not None:
         figure.colorbar(mesh, ax=axes, label="share of the weight in a bin", shrink=0.7)
     buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    canvas.print_png(buffer, metadata={"Software": None})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

@@ -144,7 +144,9 @@ def judge(
         for at, matrix in features.matrix(store, targets[fresh], rows):
             excluded = is_context(rows, targets[fresh[at]])
             flat = matrix.reshape(-1, matrix.shape[2])
-            scores = {name: matrix[:, :, features.names.index(name)] for name in alone}
+            scores: dict[str, np.ndarray] = {
+                name: matrix[:, :, features.names.index(name)] for name in alone
+            }
             # The raw score has no ties that a probability rounded near 0 or 1 would have.
             for name, ranker in rankers.items():
                 scores[name] = ranker.decision_function(flat).reshape(matrix.shape[:2])

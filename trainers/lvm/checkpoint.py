@@ -7,29 +7,33 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from brain.errors import ArtifactCorrupt
 
 LAST = "last.pt"
 
 
-class Average:
+M = TypeVar("M", bound=nn.Module)
+
+
+class Average(Generic[M]):
     """Exponential moving average of a module; ``module`` is the averaged copy, in eval mode."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: M, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: M) -> None:
         """One step; the decay ramps up, so that early weights are forgotten quickly."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        mine, theirs = list(self.module.parameters()), list(module.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(mine, theirs, 1.0 - decay)
 
 

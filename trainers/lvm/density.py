@@ -9,7 +9,7 @@ training windows by what they do to both retrievals, in the dialogue and in a po
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,7 @@ WINDOWS = 6_000
 NEIGHBOURS = (5, 9, 15)
 NEAR = (0.0, 2.0, 3.0, 4.0, 6.0, 8.0)  # logits for a cosine of one
 ALL = (0.0, 3.0, 6.0, 9.0, 12.0)
-_RANKS = (document_ranks, pool_ranks)
+_RANKS: tuple[Callable[..., Any], ...] = (document_ranks, pool_ranks)
 
 
 @dataclass(frozen=True)

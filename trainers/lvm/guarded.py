@@ -146,7 +146,11 @@ def train(
             optimizer.step()
             total += loss.detach()
         net.eval()
-        row = {"epoch": epoch, "loss": float(total) / len(parts), **judge.vector(net).means()}
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": float(total) / len(parts),
+            **judge.vector(net).means(),
+        }
         if epoch % recipe.full_check_every == 0:
             row |= quick_checks(net, valid, judge.owner, judge.targets)
         row |= {"terms": terms, "events": []}

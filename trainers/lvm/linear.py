@@ -24,6 +24,7 @@ from sidecars.lvm_linear import (
     rank_features,
     vector_parts,
 )
+from sidecars.lvm_network import LvmNetwork
 from trainers.lvm.bootstrap import cluster_interval
 from trainers.lvm.corpora import is_dev
 from trainers.lvm.errors import TooFewWindows
@@ -218,7 +219,9 @@ def train(
     return metrics
 
 
-def summary(model: LinearNetwork, store: VectorStore, targets: np.ndarray) -> dict[str, Any]:
+def summary(
+    model: LinearNetwork | LvmNetwork, store: VectorStore, targets: np.ndarray
+) -> dict[str, Any]:
     """Means with 95 % intervals over documents, as a manifest holds them."""
     own, documents = measure(model, store, targets), store.document_of(targets)
     last = np.einsum("bd,bd->b", model.predict(store.contexts(targets)), store.rows(targets - 1))

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.lvm.batches import CONTEXT, Corpus
+from trainers.lvm.batches import Corpus
 from trainers.lvm.networks import unit
+from trainers.lvm.store import CONTEXT
 
 POOL = 1000
 Scorer = Callable[[Tensor, Tensor], Tensor]
@@ -79,9 +80,9 @@ class Judge:
             parts[1].append((pool_rank <= 10).float())
             if predictor is not None:
                 vector = predictor(context)
-                cosine = (vector * self.bank[targets]).sum(-1)
-                parts[2].append(cosine)
-                parts[3].append(cosine - (vector * context[:, -1]).sum(-1))
+                near = (vector * self.bank[targets]).sum(-1)
+                parts[2].append(near)
+                parts[3].append(near - (vector * context[:, -1]).sum(-1))
         rr, hit = (torch.cat(p).cpu().numpy() for p in parts[:2])
         none = np.full(len(rr), np.nan)
         cosine, margin = (torch.cat(p).cpu().numpy() if p else none for p in parts[2:])

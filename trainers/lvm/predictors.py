@@ -7,6 +7,7 @@ Each takes ``temporal`` (a learned encoding of the slot); attention takes ``caus
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -57,7 +58,7 @@ class Recurrent(nn.Module):
     """LSTM (two layers) or GRU (four), read at the last slot."""
 
     def __init__(
-        self, dim: int, width: int, dropout: float, cell: type[nn.RNNBase], layers: int
+        self, dim: int, width: int, dropout: float, cell: type[nn.LSTM | nn.GRU], layers: int
     ) -> None:
         super().__init__()
         self.rnn = cell(dim, width, layers, batch_first=True, dropout=dropout)
@@ -106,6 +107,7 @@ def build(
     Raises:
         ConfigError: another name, or fewer parameters than the narrowest network has.
     """
+    body: Callable[..., nn.Module]
     if name == "amn":
         body, width = partial(Amn, dim, dropout=dropout), dim * 13 // 24
     elif name == "lstm":
@@ -124,7 +126,7 @@ def build(
     return Predictor(body(width=width), dim, temporal, residual)
 
 
-def widest(body: partial[nn.Module], parameters: int, step: int) -> int:
+def widest(body: Callable[..., nn.Module], parameters: int, step: int) -> int:
     """The largest multiple of ``step`` whose network has at most so many parameters; 0: none."""
 
     def size(width: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -81,8 +82,8 @@ def two_heads(values: dict[str, Any], path: Path) -> Recipe:
     if problems:
         raise ConfigError(*problems)
     recipe = Recipe(**({"name": path.stem} | values))
-    for part in (recipe.vector, recipe.rank):
-        if part["hidden"] % part["heads"]:
+    for network in (recipe.vector, recipe.rank):
+        if network["hidden"] % network["heads"]:
             raise ConfigError(f"{path}: hidden must be a multiple of heads")
     return recipe
 
@@ -207,9 +208,10 @@ def linear(values: dict[str, Any], path: Path) -> Linear:
 def load(path: Path) -> Recipe | Guarded | Linear:
     """The recipe of a file, by its ``kind``."""
     values = read_toml(path)
-    kinds = {"two-heads": two_heads, "guarded": guarded, "linear": linear}
+    kinds: dict[str, Callable[[dict[str, Any], Path], Recipe | Guarded | Linear]] = {
+        "two-heads": two_heads, "guarded": guarded, "linear": linear,
+    }  # fmt: skip
     kind = values.get("kind", "two-heads")
     if kind not in kinds:
         raise ConfigError(f"{path}: kind must be one of {', '.join(kinds)}, not {kind!r}")
-    recipe: Recipe | Guarded | Linear = kinds[kind](values, path)
-    return recipe
+    return kinds[kind](values, path)

@@ -25,7 +25,8 @@ from pydantic import ValidationError
 
 from brain.errors import LimbicError
 from brain.schema import Affect
-from sidecars.affect_head import AXES, AffectHead, Message, Scores
+from sidecars.affect_head import AffectHead, Message, Scores
+from sidecars.affect_manifest import AXES
 from trainers.affect.errors import DataError
 from trainers.affect.generative import examples
 from trainers.affect.generative.examples import Row

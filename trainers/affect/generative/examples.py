@@ -19,7 +19,7 @@ import polars as pl
 from sidecars import affect_prompt
 from trainers.affect.errors import DataError
 from trainers.affect.gold import GoldGuard
-from trainers.affect.head.network import AXES, TAGS
+from trainers.affect.head.arrays import AXES, TAGS
 from trainers.affect.shards import load_part
 
 POOL = Path(__file__).parents[1] / "pool"

@@ -22,7 +22,7 @@ from torch import nn
 from sidecars.affect_prompt import KIND, MANIFEST_KEY, PROMPT_VERSION
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative.model import ARCHITECTURE
-from trainers.affect.head.network import TAGS
+from trainers.affect.head.arrays import TAGS
 
 Array = NDArray[np.float32]
 _OWN_KEYS = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version",
@@ -90,8 +90,10 @@ def write_model(base: Path, net: nn.Module, out: Path, *, name: str, described: 
         if value.shape != shape:
             raise DataError(f"{tensor.name}: shape {value.shape}, {base.name} has {shape}")
         if value.ndim > 1:
-            value = _half(value, tensor.name)
-        writer.add_tensor(tensor.name, np.ascontiguousarray(value))
+            stored: NDArray[Any] = _half(value, tensor.name)
+        else:
+            stored = value
+        writer.add_tensor(tensor.name, np.ascontiguousarray(stored))
     _finish(writer, part, out)
 
 

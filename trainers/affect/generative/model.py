@@ -46,7 +46,7 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     net = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **place)
     # The loader leaves its mark on the network, though every weight is unpacked, and with the mark
     # transformers refuses to save it.
-    net.hf_quantizer = None
+    net.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(net.config, "quantization_config"):
         del net.config.quantization_config
     part = cache.with_name(f"{cache.name}.part")
@@ -63,7 +63,8 @@ def with_adapter(net: Any, *, rank: int, alpha: float, dropout: float, layers: i
 
     count = int(net.config.num_hidden_layers)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(LINEAR),
+        r=rank, lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any number
+        lora_dropout=dropout, target_modules=list(LINEAR),
         layers_to_transform=list(range(count - layers, count)) if 0 < layers < count else None,
         task_type="CAUSAL_LM",
     )  # fmt: skip

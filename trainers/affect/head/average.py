@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
     head, start = ({k: v.clone() for k, v in net.state_dict().items()} for net in heads)
-    share, found = args.share, {}
+    share, found = args.share, dict[float, dict[str, float]]()
     if args.choose:
         share, found = choose(heads[0], data, head, start)
     print(f"share of {args.head}: {share:g}", flush=True)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from sidecars.onnx_text import TOKENIZER_FILE, TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import PARTS, Prepared
-from trainers.affect.head.rowcache import Outputs
+from trainers.affect.head.measure import Outputs
 from trainers.affect.head.served import run_onnx
 from trainers.affect.head.vader import read_lexicon, valence
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.affect.head.arrays import PARTS, Prepared
-from trainers.affect.head.measure import DRAWS
+from trainers.affect.head.measure import DRAWS, Outputs
 
 LEVEL = 95.0
 Interval = tuple[float, float]
-Outputs = dict[str, NDArray[np.float32]]
 
 
 class GroupSampler:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.affect.head.arrays import AXES
-from trainers.affect.head.measure import MOVED, STILL, axis_moves
+from trainers.affect.head.measure import MOVED, STILL, axis_moves, pearson
 
 POOL = Path(__file__).parents[1] / "pool"
 CARELESS = ("1", "1", "1")
@@ -41,7 +41,7 @@ def reliability(ratings: list[NDArray[np.float64]], seed: int = 0) -> float:
             # The middle one of an odd number goes to either half in turn.
             middle = (len(mixed) + turn % 2) // 2
             halves[i] = mixed[:middle].mean(), mixed[middle:].mean()
-        found.append(np.corrcoef(halves.T)[0, 1])
+        found.append(pearson(halves[:, 0], halves[:, 1]))
     r = float(np.mean(found))
     return 2 * r / (1 + r)
 
@@ -87,14 +87,14 @@ def readings(pool: Path = POOL) -> dict[str, dict[str, float]]:
     both = np.array([list(labels[row].values()) for row in gold if len(labels.get(row, ())) == 2])
     found: dict[str, dict[str, float]] = {"gold, r of the two readings": {}, "isolated pairs": {}}
     for i, axis in enumerate(AXES):
-        r = np.corrcoef(both[:, 0, i], both[:, 1, i])[0, 1]
-        found["gold, r of the two readings"][axis] = float(r)
+        r = pearson(both[:, 0, i], both[:, 1, i])
+        found["gold, r of the two readings"][axis] = r
     pairs = [json.loads(x) for x in (pool / "minimal_pairs.jsonl").read_text().splitlines()]
     for who in sorted(labels[f"{pairs[0]['id']}a"]):
         moved = np.array([np.subtract(labels[f"{p['id']}b"][who], labels[f"{p['id']}a"][who])
                           for p in pairs])  # fmt: skip
-        axis = np.array([AXES.index(p["axis"]) for p in pairs])
-        found["isolated pairs"][who] = float(isolated(moved, axis).mean())
+        wanted = np.array([AXES.index(p["axis"]) for p in pairs])
+        found["isolated pairs"][who] = float(isolated(moved, wanted).mean())
     clean = float(np.mean([p["clean"] for p in pairs]))
     found["isolated pairs"]["mean of both"] = clean
     return found

@@ -31,9 +31,7 @@ from trainers.affect.head.distil_teachers import (
     LATER_ROUND,
     STUDENT_ONLY,
     UNSERVED,
-    Array,
     Draw,
-    Outputs,
     Recipe,
     Rows,
     choose_shares,
@@ -45,6 +43,7 @@ from trainers.affect.head.distil_teachers import (
 )
 from trainers.affect.head.export import rebuild
 from trainers.affect.head.losses import imitate
+from trainers.affect.head.measure import Array, Outputs
 from trainers.affect.head.network import AffectNet, Predicted
 from trainers.affect.head.texts import read_texts
 from trainers.affect.head.weights import served_weights
@@ -280,8 +279,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(path: Path, outputs: Outputs) -> None:
     part = path.with_suffix(".part")
+    halves: dict[str, Any] = {k: v.astype(np.float16) for k, v in outputs.items()}
     with part.open("wb") as file:
-        np.savez(file, **{k: v.astype(np.float16) for k, v in outputs.items()})
+        np.savez(file, **halves)
     part.replace(path)
 
 

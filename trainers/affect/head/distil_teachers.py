@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from trainers.affect.head import measure, train
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
 from trainers.affect.head.losses import contrast, decorrelation, supervised
+from trainers.affect.head.measure import Array, Outputs
 from trainers.affect.head.network import Heads, Predicted
 
-Array = NDArray[np.float32]
 Rows = NDArray[np.int64]
-Outputs = dict[str, Array]
 UNLABELLED = ("chat", "variant", "prose")
 PROSE = ("emobank", "prose")  # sentences out of context, on EmoBank's scale
 LARGEST_FAMILY = 6
@@ -265,6 +264,6 @@ def teach(
         said = read_all(net, vectors, rows, len(data.part), device)
         train.report(run, f"wide{i}", data, said)
         total = said if not total else {k: total[k] + said[k] for k in total}
-    mean = {k: v / recipe.teachers for k, v in total.items()}
+    mean: Outputs = {k: v / recipe.teachers for k, v in total.items()}
     train.report(run, "wide", data, mean)
     return mean

@@ -52,7 +52,7 @@ def run_torch(
 
     Where ``folder`` has vectors of this very encoder (a frozen run), the heads alone are run.
     """
-    served, found = Served(net).eval(), {}
+    served, found = Served(net).eval(), dict[str, Array]()
     vectors = None
     if folder is not None and has_vectors(net, data, folder):
         vectors = pooled_vectors(net, data, rows, folder)

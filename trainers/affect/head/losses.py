@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.affect.head.arrays import SOURCES
-from trainers.affect.head.network import SCALED_SOURCES, TAGS, Heads, Predicted
+from trainers.affect.head.arrays import SOURCES, TAGS
+from trainers.affect.head.network import SCALED_SOURCES, Heads, Predicted
 
 HUBER_DELTA = 0.25
 # safety_edge counts more when it is missed than when it is seen wrongly: recall first.

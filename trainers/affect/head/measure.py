@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+Outputs = dict[str, Array]  # by name: [N, ...], NaN where not run
 # Confidence is the probability that the mean error of the three axes is at most this.
 CLOSE = 0.25
 DRAWS = 1_000
@@ -51,10 +52,10 @@ def scored(data: Prepared, axes: Array, part: str, source: str | None = None) ->
     return found
 
 
-def cells(data: Prepared, axes: Array, part: str = "gold") -> dict[str, Any]:
+def cells(data: Prepared, axes: Array, part: str = "gold") -> dict[int, Any]:
     """Per archetype: mean error, and how often the sign is right on axes with |score| ≥ .1."""
     rows = data.rows(part)
-    found = {}
+    found: dict[int, Any] = {}
     for tag in range(data.tags.shape[1]):
         inside = rows[data.tags[rows, tag] == 1.0]
         if len(inside) >= 10:
@@ -75,7 +76,7 @@ def cells(data: Prepared, axes: Array, part: str = "gold") -> dict[str, Any]:
     return found
 
 
-def minimal_pairs(data: Prepared, axes: Array, *, clean_only: bool) -> dict[str, float]:
+def minimal_pairs(data: Prepared, axes: Array, *, clean_only: bool) -> dict[str, Any]:
     """Right direction; and target moved ≥ .35 with the other two ≤ .2, as shares of all pairs."""
     a, b = data.rows("pair_a"), data.rows("pair_b")
     if clean_only:
@@ -89,7 +90,7 @@ def minimal_pairs(data: Prepared, axes: Array, *, clean_only: bool) -> dict[str,
     return {"n": len(a), "right_direction": float(right.mean()), "isolated": float(far.mean())}
 
 
-def axis_moves(moved: Array, axis: NDArray[np.int64]) -> tuple[Array, Array]:
+def axis_moves(moved: Array, axis: NDArray[np.signedinteger[Any]]) -> tuple[Array, Array]:
     """Of differences [N, 3]: how far the axis ``axis`` [N] moved, signed, and the most that another
     one did."""
     each, others = np.arange(len(axis)), np.abs(moved)

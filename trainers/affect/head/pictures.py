@@ -9,7 +9,7 @@ import numpy as np
 
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
-from trainers.affect.head.rowcache import Outputs
+from trainers.affect.head.measure import Outputs
 
 SCATTERS = (
     ("test", "emobank", 0, "EmoBank valence"),

@@ -98,10 +98,14 @@ def graft(source: Path, target: Path, weight: Array, bias: float) -> None:
     kept = [o for o in graph.output if o.name != AROUSAL]
     nodes = [n for n in graph.node if not {AROUSAL, *names} & {*n.output, *n.input}]
     starts = [i for i in graph.initializer if i.name not in names]
-    for field, values in ((graph.output, kept), (graph.node, nodes), (graph.initializer, starts)):
+    for field, left in ((graph.output, kept), (graph.node, nodes), (graph.initializer, starts)):
         del field[:]
-        field.extend(values)
-    values = (weight[:, None], np.array([bias], np.float32), np.array([1], np.int64))
+        field.extend(left)
+    values: list[NDArray[Any]] = [
+        weight[:, None],
+        np.array([bias], np.float32),
+        np.array([1], np.int64),
+    ]
     graph.initializer.extend(
         numpy_helper.from_array(value, name) for value, name in zip(values, names, strict=True)
     )

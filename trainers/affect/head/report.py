@@ -23,8 +23,8 @@ from trainers.affect.head import baselines, measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.bootstrap import Interval, intervals
 from trainers.affect.head.card import write_figures
+from trainers.affect.head.measure import Outputs
 from trainers.affect.head.pictures import PICTURES, draw
-from trainers.affect.head.rowcache import Outputs
 from trainers.affect.head.served import answers
 
 WEIGHTS = Path(__file__).parents[3] / "sidecars" / "weights" / "cahm"

@@ -10,14 +10,15 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainers.affect.head.arrays import Prepared
+from trainers.affect.head.measure import Outputs
 
 EVERY = 4096
-Outputs = dict[str, NDArray[np.float32]]
 
 
 class RowCache:
@@ -75,6 +76,7 @@ class RowCache:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f"{self.path.name}.part")
+        arrays: dict[str, Any] = {"rows": rows, **kept}
         with part.open("wb") as file:
-            np.savez(file, rows=rows, **kept)
+            np.savez(file, **arrays)
         part.replace(self.path)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from sidecars.onnx_text import TextModel
 from trainers.affect.head.arrays import Prepared
-from trainers.affect.head.rowcache import Outputs, RowCache
+from trainers.affect.head.measure import Outputs
+from trainers.affect.head.rowcache import RowCache
 
 BATCH = 32
 

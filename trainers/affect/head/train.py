@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from trainers.affect.head import curves, measure
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
+from trainers.affect.head.measure import Outputs
 from trainers.affect.head.network import AffectNet, Predicted
 from trainers.affect.head.vectors import pooled_vectors
-from trainers.encoder.minilm import load_minilm
+from trainers.encoder.minilm import MiniLM, load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
 DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
@@ -106,7 +107,7 @@ def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> Affec
         names = ["query", "key", "value", "out", "up", "down"]
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
         net.body.requires_grad_(False)
-        net.body = inject_adapter_in_model(config, net.body)
+        net.body = cast(MiniLM, inject_adapter_in_model(config, net.body))
     elif recipe.mode != "full":
         raise ValueError(f"mode {recipe.mode!r}: choose full, lora or frozen")
     return net
@@ -225,9 +226,7 @@ def keep(
         found[name][rows] = array
 
 
-def report(
-    run: Path, name: str, data: Prepared, outputs: dict[str, NDArray[np.float32]]
-) -> dict[str, Any]:
+def report(run: Path, name: str, data: Prepared, outputs: Outputs) -> dict[str, Any]:
     """Measure one model, write ``NAME.json``, print its summary; emotions only where it was run on
     the published rows."""
     rows = np.concatenate([data.rows(part, "goemotions") for part in ("dev", "test")])
@@ -288,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         began, fresh = time.monotonic(), build(recipe, args.weights, widths)
         vectors = pooled_vectors(fresh, data, rows, run, device)
         print(f"{len(rows)} frozen vectors {time.monotonic() - began:.0f} s", flush=True)
-    total: dict[str, NDArray[np.float32]] | None = None
+    total: Outputs | None = None
     for i in range(recipe.teachers):
         seed, kept = recipe.seed * 100 + i + 1, run / f"teacher{i}.npz"
         if not kept.exists():
@@ -299,14 +298,15 @@ def main(argv: list[str] | None = None) -> int:
             outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
             part = run / "part.npz"
-            np.savez(part, **{k: v.astype(np.float16) for k, v in outputs.items()})
+            halves: dict[str, Any] = {k: v.astype(np.float16) for k, v in outputs.items()}
+            np.savez(part, **halves)
             part.replace(kept)
         with np.load(kept) as file:
             one = {k: file[k].astype(np.float32) for k in file.files}
         total = one if total is None else {k: total[k] + one[k] for k in total}
     teacher = None
     if total is not None:
-        mean = {k: v / recipe.teachers for k, v in total.items()}
+        mean: Outputs = {k: v / recipe.teachers for k, v in total.items()}
         report(run, "ensemble", data, mean)
         teacher = {k: v.astype(np.float16) for k, v in mean.items()}
     final = run / "head.safetensors"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from trainers.affect.head.report import WEIGHTS
 from trainers.affect.head.served import answers
 
 FOLDS, FIT_ROWS, SOFT = 5, 260, 0.06
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -39,9 +40,9 @@ def pairs_of(y: Array) -> Pairs:
     i, j = np.triu_indices(len(y), 1)
     gap = np.abs(y[j] - y[i])
     found = []
-    for axis in range(3):
-        alone = (gap[:, axis] >= MOVED) & (np.delete(gap, axis, 1).max(1) <= STILL)
-        found.append((i[alone], j[alone], np.full(int(alone.sum()), axis)))
+    for number in range(3):
+        alone = (gap[:, number] >= MOVED) & (np.delete(gap, number, 1).max(1) <= STILL)
+        found.append((i[alone], j[alone], np.full(int(alone.sum()), number)))
     first, second, axis = (np.concatenate(part) for part in zip(*found, strict=True))
     return first, second, axis
 
@@ -70,7 +71,7 @@ def affine(z: Array, y: Array, *, mixed: bool) -> Array:
     return found
 
 
-def isolating(z: Array, y: Array, penalty: float, seed: int) -> Array:
+def isolating(z: Array, y: Array, seed: int, *, penalty: float) -> Array:
     """[4, 3]: a mixing that isolates as many pairs as it can, ``penalty`` times the mean error."""
     some = np.sort(np.random.default_rng(seed).permutation(len(z))[:FIT_ROWS])
     z, y = z[some], y[some]
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     show("scale and shift each", lambda a, b, _: affine(a, b, mixed=False))
     show("mixing, for scores", lambda a, b, _: affine(a, b, mixed=True))
     for penalty in (0.5, 2.0):
-        show(f"mixing, for pairs, {penalty}", lambda a, b, i, c=penalty: isolating(a, b, c, i))
+        show(f"mixing, for pairs, {penalty}", partial(isolating, penalty=penalty))
     for source, dev in zip(("llm_label", "emobank"), rows, strict=True):
         blend(data, axes, source, dev, args.cache)
     return 0

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainers.affect.head.arrays import Prepared
+from trainers.affect.head.measure import Outputs
 from trainers.affect.head.network import AffectNet
-from trainers.affect.head.rowcache import Outputs, RowCache
+from trainers.affect.head.rowcache import RowCache
 
 TOKENS_A_BATCH = 4096
 NAME = "pooled"

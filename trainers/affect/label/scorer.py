@@ -101,10 +101,10 @@ def tfidf_scores(
 
 
 def _features(texts: Iterable[str]) -> Any:  # a scipy sparse matrix
-    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+    from sklearn.feature_extraction.text import (
         TfidfVectorizer,
     )
-    from sklearn.pipeline import make_union  # type: ignore[import-untyped]
+    from sklearn.pipeline import make_union
 
     union = make_union(
         TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\w+|[!?.]+"),
@@ -117,7 +117,7 @@ def _bagged(
     features: Any, values: NDArray[np.float64], known: NDArray[np.bool_], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(mean, spread) over bags for every row; trained rows count only the bags without them."""
-    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+    from sklearn.linear_model import Ridge
 
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(known)
