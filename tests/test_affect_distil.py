@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from tests.test_affect_head_training import prepared, saved
+from tests.test_affect_head_training import EMOTIONS, FILM, INTENSITY, prepared, saved
 from trainers.affect.head import curves, distil, distil_teachers, prepare, texts, train, wide
-from trainers.affect.head.arrays import AXES, PARTS, SOURCES, Prepared
-from trainers.affect.head.losses import contrast
+from trainers.affect.head.arrays import AXES, PARTS, SOURCES, TAGS, Prepared
+from trainers.affect.head.losses import contrast, imitate
+from trainers.affect.head.network import Predicted
 from trainers.affect.head.prepare import _prose
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
@@ -275,6 +277,46 @@ def test_a_contrast_without_kin_has_a_gradient_of_nothing() -> None:
     assert axes.grad is not None and float(axes.grad.abs().sum()) == 0
 
 
+def outputs(n: int, seed: int) -> Predicted:
+    torch.manual_seed(seed)
+    return Predicted(
+        axes=torch.rand(n, 3), arousal=torch.rand(n), spread=torch.rand(n),
+        tags=torch.randn(n, len(TAGS)), emotions=torch.randn(n, EMOTIONS),
+        film=torch.randn(n, FILM), intensity=torch.randn(n, INTENSITY),
+        embedding=torch.zeros(n, 1),
+    )  # fmt: skip
+
+
+def test_a_row_without_weight_imitates_in_all_but_its_axes_and_tags() -> None:
+    teacher = {k: v.sigmoid() for k, v in asdict(outputs(4, 0)).items()}
+    said, weight = outputs(4, 1), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    whole, part = imitate(said, teacher), imitate(said, teacher, weight)
+    assert torch.allclose(imitate(said, teacher, torch.ones(4)), whole)
+    other = replace(said, axes=said.axes.clone(), tags=said.tags.clone())
+    other.axes[3], other.tags[3] = -1.0, 5.0
+    assert torch.equal(imitate(other, teacher, weight), part)
+    assert not torch.equal(imitate(other, teacher), whole)
+    heard = replace(said, emotions=said.emotions + 1)
+    assert not torch.equal(imitate(heard, teacher, weight), part)
+
+
+def test_without_balance_the_pools_weights_count_in_the_draw_alone() -> None:
+    uneven = np.linspace(1, 9, len(prepared(12).part)).astype(np.float32)
+    even, data = prepared(12), prepared(12, weight=uneven)
+    rows = np.concatenate([data.rows("train", "llm_label"), data.rows("train", "emobank")])
+    pool = distil_teachers.pool_of(data, rows)
+    even.weight[rows] = np.where(pool, uneven[rows[pool]].mean(), uneven[rows])
+    net, said = distil.start_head(SERVED, data), outputs(len(rows), 2)
+    recipe = distil_teachers.Recipe(decorrelation=0)
+
+    def loss(which: Prepared, balance: float) -> float:
+        with torch.no_grad():
+            return float(distil_teachers.loss_of(net, which, rows, said, recipe, "cpu", balance))
+
+    assert loss(data, 0.0) == pytest.approx(loss(even, 1.0), rel=1e-5)
+    assert loss(data, 1.0) != pytest.approx(loss(data, 0.0), rel=1e-3)
+
+
 def test_the_shipped_head_is_where_a_run_may_start() -> None:
     net = distil.start_head(SERVED, prepared())
     wanted = served_weights(SERVED)
@@ -368,7 +410,8 @@ def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
 
     assert distil.main(argv(SERVED, first)) == 0
     capsys.readouterr()
-    again = argv(first / "head.safetensors", second, "--teachers-in", str(first), "--round", "1")
+    student = ["--round", "1", "--pool", "4", "--labelled", "0.2", "--balance", "0"]  # its own
+    again = argv(first / "head.safetensors", second, "--teachers-in", str(first), *student)
     assert distil.main(again) == 0
     assert "wide vectors" not in capsys.readouterr().out
     assert not (second / "wide.npz").exists() and not (second / "wide").exists()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
 from trainers.affect.head.distil_teachers import (
     LATER_ROUND,
     STUDENT_ONLY,
+    TEACHER_ROWS,
     UNSERVED,
     Draw,
     Recipe,
@@ -37,6 +38,7 @@ from trainers.affect.head.distil_teachers import (
     choose_shares,
     loss_of,
     mixed,
+    pool_of,
     published_teacher,
     standardised,
     teach,
@@ -105,9 +107,11 @@ def student(
         rows = np.concatenate(parts)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             answer = answer_of(net, data, parts, device)
-            loss = loss_of(net, data, rows, answer, recipe, device)
+            loss = loss_of(net, data, rows, answer, recipe, device, recipe.balance)
             wanted = {k: torch.as_tensor(v[rows], device=device) for k, v in teacher.items()}
-            loss = loss + recipe.imitation * imitate(answer, wanted)
+            weight = torch.ones(len(rows), device=device)
+            weight[torch.as_tensor(pool_of(data, rows), device=device)] = recipe.labelled
+            loss = loss + recipe.imitation * imitate(answer, wanted, weight)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -233,7 +237,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(problem)
     run.mkdir(parents=True, exist_ok=True)
     (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    draw = Draw(data, rows, recipe)
     try:  # before the vectors, which take long
         net = start_head(args.head, data)
     except (ValueError, OSError) as error:
@@ -248,6 +251,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         except (ValueError, OSError) as error:  # OSError is how transformers says "no such model"
             parser.error(str(error).partition("\n")[0])
+        draw = Draw(data, rows, replace(recipe, **TEACHER_ROWS))
         vectors = standardised(data, vectors, rows, draw)
         if not kept.exists():
             _write(kept, teach(data, vectors, rows, draw, recipe, shared, device))
@@ -265,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     teacher = mixed(data, wide, own, shares)
     train.report(run, "teacher", data, teacher)
     if not final.exists():
-        net = student(net, data, teacher, draw, recipe, run, device)
+        net = student(net, data, teacher, Draw(data, rows, recipe), recipe, run, device)
         net = fit_arousal(net, data, wide["arousal"], rows, device)
         part = final.with_suffix(".part")
         save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)

@@ -27,13 +27,19 @@ PROSE = ("emobank", "prose")  # sentences out of context, on EmoBank's scale
 LARGEST_FAMILY = 6
 UNSERVED = ("film", "intensity")  # heads that only training has
 PENALTIES = (3e3, 1e4, 3e4)
+# Rows of a teacher's step, a quarter of them; a student that draws others has the same teachers.
+TEACHER_ROWS = {"pool": 60, "emobank": 16, "intimacy": 6, "semeval": 0, "xed": 2, "goemotions": 8,
+                "chat": 6, "variant": 28, "prose": 18}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One run. ``limit``: rows of each large source that get vectors; ``pool`` … ``prose``: rows
-    a step for the student, four times as many for the teachers; ``round``: of several runs, each
-    from where the one before ended, which one this is, so that it draws rows of its own."""
+    a step for the student; ``imitation``: how much the teachers' answers count beside labels, and
+    ``labelled`` how much of that on messages of the pool, whose axes have labels; ``balance``: how
+    much the pool's weights count in its loss, after they have counted in the draw; ``round``: of
+    several runs, each from where the one before ended, which one this is, so that it draws rows of
+    its own."""
 
     seed: int = 0
     limit: int = 6_000
@@ -58,13 +64,15 @@ class Recipe:
     decorrelation: float = 0.2
     contrast: float = 0.0
     imitation: float = 3.0
+    labelled: float = 1.0
+    balance: float = 1.0
     ema: float = 0.995
     round: int = 0
 
 
 # What is not in a recipe's teachers: runs that differ in these alone have the same ones.
-STUDENT_ONLY = ("steps", "learning_rate", "head_rate", "weight_decay", "warmup", "imitation", "ema",
-                "round")  # fmt: skip
+STUDENT_ONLY = (*TEACHER_ROWS, "steps", "learning_rate", "head_rate", "weight_decay", "warmup",
+                "imitation", "labelled", "balance", "ema", "round")  # fmt: skip
 LATER_ROUND = 1_000_000  # beyond the teachers' seeds
 
 
@@ -132,18 +140,31 @@ def prose_of(data: Prepared) -> NDArray[np.bool_]:
 
 
 def loss_of(
-    net: Heads, data: Prepared, rows: Rows, answer: Predicted, recipe: Recipe, device: str
+    net: Heads,
+    data: Prepared,
+    rows: Rows,
+    answer: Predicted,
+    recipe: Recipe,
+    device: str,
+    balance: float = 1.0,
 ) -> Tensor:
-    """Labels; over the pool's rows, independence of the axes and what sets families apart."""
-    loss = supervised(net, answer, train.targets(data, rows, device))
+    """Labels; over the pool's rows, independence of the axes and what sets families apart.
+
+    ``balance``: exponent of the pool's weights about their mean, 1 as they are, 0 all the same.
+    """
     chosen = torch.as_tensor(pool_of(data, rows), device=device)
+    wanted = train.targets(data, rows, device)
+    if balance != 1.0 and bool(chosen.any()):
+        weight = wanted["weight"][chosen]
+        wanted["weight"][chosen] = weight.mean() * (weight / weight.mean()) ** balance
+    loss = supervised(net, answer, wanted)
     if recipe.decorrelation and int(chosen.sum()) > 3:
         loss = loss + recipe.decorrelation * decorrelation(answer.axes.float()[chosen])
     if recipe.contrast and int(chosen.sum()) > 1:
-        wanted, family = data.axes[rows], data.groups[rows].astype(np.int64)
+        family = data.groups[rows].astype(np.int64)
         loss = loss + recipe.contrast * contrast(
             answer.axes.float()[chosen],
-            torch.as_tensor(wanted, device=device)[chosen],
+            torch.as_tensor(data.axes[rows], device=device)[chosen],
             torch.as_tensor(family, device=device)[chosen],
         )
     return loss

@@ -83,12 +83,15 @@ def contrast(axes: Tensor, wanted: Tensor, family: Tensor) -> Tensor:
     return F.smooth_l1_loss(gap, torch.zeros_like(gap), beta=HUBER_DELTA)
 
 
-def imitate(p: Predicted, teacher: dict[str, Tensor]) -> Tensor:
-    """Distance to the mean of the teachers (Hinton et al. 2015), on any text."""
-    loss = 8.0 * F.mse_loss(p.axes, teacher["axes"]) + 2.0 * F.mse_loss(
-        p.arousal, teacher["arousal"]
-    )
-    for name, share in (("tags", 0.5), ("emotions", 6.0), ("film", 1.0), ("intensity", 1.0)):
+def imitate(p: Predicted, teacher: dict[str, Tensor], weight: Tensor | None = None) -> Tensor:
+    """Distance to the mean of the teachers (Hinton et al. 2015), on any text. ``weight`` [B] is how
+    much a row's axes and tags count; 1 where it is not given."""
+    gap = (p.axes - teacher["axes"]).square()
+    loss = 8.0 * (gap if weight is None else gap * weight[:, None]).mean()
+    loss = loss + 2.0 * F.mse_loss(p.arousal, teacher["arousal"])
+    each = None if weight is None else weight[:, None].expand_as(p.tags)
+    loss = loss + 0.5 * F.binary_cross_entropy_with_logits(p.tags, teacher["tags"], weight=each)
+    for name, share in (("emotions", 6.0), ("film", 1.0), ("intensity", 1.0)):
         logits = getattr(p, name)
         loss = loss + share * F.binary_cross_entropy_with_logits(logits, teacher[name])
     return loss
