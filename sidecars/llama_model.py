@@ -29,6 +29,7 @@ from sidecars.token_model import ChatMessages, EngineFailure, Sampling
 _PROGRESS_INTERVAL_S = 0.25
 _LOG_ERROR = 4
 _CONTROL = 8  # LLAMA_TOKEN_ATTR_CONTROL
+_DRY_TOKENS = 1024  # how far back a repetition is looked for
 _MAX_SEED = 0xFFFFFFFE  # the next one asks llama.cpp for a random seed
 _DECODED, _NO_ROOM, _ABORTED = 0, 1, 2
 _FALLBACK_TEMPLATE = (
@@ -158,7 +159,7 @@ class LlamaModel:
         return False
 
     def sampler(self, sampling: Sampling) -> LlamaSampler:
-        return LlamaSampler(self._context, self._count, sampling)
+        return LlamaSampler(self._context, self._vocab, self._count, sampling)
 
     def interrupt(self) -> None:
         self._abort[0] = b"\x01"
@@ -267,12 +268,12 @@ class LlamaModel:
 class LlamaSampler:
     """A chain of llama.cpp samplers over the context's last logits."""
 
-    def __init__(self, context: Any, vocabulary: int, sampling: Sampling) -> None:
+    def __init__(self, context: Any, vocab: Any, vocabulary: int, sampling: Sampling) -> None:
         self._context = context
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = lib.llama_sampler_chain_init(params)
-        for stage in _stages(vocabulary, sampling):
+        for stage in _stages(vocab, vocabulary, sampling):
             lib.llama_sampler_chain_add(self._chain, stage)
 
     def next(self) -> int:
@@ -286,7 +287,7 @@ class LlamaSampler:
             self._chain = None
 
 
-def _stages(vocabulary: int, sampling: Sampling) -> list[Any]:
+def _stages(vocab: Any, vocabulary: int, sampling: Sampling) -> list[Any]:
     s = sampling
     stages = []
     if s.presence_penalty or s.frequency_penalty or s.repeat_penalty != 1.0:
@@ -296,6 +297,15 @@ def _stages(vocabulary: int, sampling: Sampling) -> list[Any]:
                 vocabulary, 256, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
             )
         )
+    if s.dry_multiplier:
+        # Without sequence breakers, which would be looked up in the whole vocabulary each time:
+        # a sentence that comes again is to be seen whole.
+        dry = lib.llama_sampler_init_dry(
+            vocab, s.dry_multiplier, s.dry_base, s.dry_allowed_length, _DRY_TOKENS, None, 0
+        )
+        for token in s.spoken[-_DRY_TOKENS:]:
+            lib.llama_sampler_accept(dry, token)
+        stages.append(dry)
     if s.temperature == 0:
         return [*stages, lib.llama_sampler_init_greedy()]
     if s.top_k:

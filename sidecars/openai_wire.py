@@ -80,6 +80,9 @@ class ChatRequest(PrefillRequest):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repeat_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1.0
+    dry_multiplier: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.8
+    dry_base: Annotated[float, Field(ge=1, le=4, allow_inf_nan=False)] = 1.75
+    dry_allowed_length: Annotated[int, Field(ge=1, le=1_000)] = 2
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[tuple[Stop, ...], Field(max_length=MAX_STOPS)] = ()
     n: Literal[1] = 1
@@ -119,6 +122,9 @@ class ChatRequest(PrefillRequest):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repeat_penalty=self.repeat_penalty,
+            dry_multiplier=self.dry_multiplier,
+            dry_base=self.dry_base,
+            dry_allowed_length=self.dry_allowed_length,
             seed=self.seed,
         )
 

@@ -32,7 +32,10 @@ class TemplateRefused(InputError):
 class Sampling:
     """How the next token is chosen, with OpenAI's meanings. ``temperature`` 0 is greedy.
 
-    ``top_k`` 0 keeps all; ``seed`` ``None`` is a random one.
+    ``top_k`` 0 keeps all; ``seed`` ``None`` is a random one. The ``dry`` ones are llama.cpp's: a
+    token that would make the last words repeat longer than ``dry_allowed_length`` tokens of what
+    was said loses ``dry_multiplier`` times ``dry_base`` to the power of the length beyond it.
+    ``spoken`` are the tokens that count as said besides this reply's.
     """
 
     temperature: float = 1.0
@@ -42,6 +45,10 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_penalty: float = 1.0
+    dry_multiplier: float = 0.8
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    spoken: tuple[int, ...] = ()
     seed: int | None = None
 
 

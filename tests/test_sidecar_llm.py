@@ -150,14 +150,30 @@ async def test_sampling_parameters_reach_the_model() -> None:
         given = {
             "temperature": 0.3, "top_p": 0.8, "top_k": 5, "min_p": 0.1, "seed": 7,
             "presence_penalty": 0.5, "frequency_penalty": -0.5, "repeat_penalty": 1.1,
+            "dry_multiplier": 0.5, "dry_base": 2.0, "dry_allowed_length": 4,
         }  # fmt: skip
         await http.post("/v1/chat/completions", json=ask(**given, turn_id="t", user="u"))
     assert model.samplings == [Sampling(), Sampling(**given)]  # type: ignore[arg-type]
 
 
+async def test_what_the_agent_said_is_not_said_again_and_what_the_person_said_may_be() -> None:
+    model = ScriptedModel()
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "well"},
+            {"role": "user", "content": "so"}, {"role": "assistant", "content": "and"},
+            {"role": "user", "content": "yes"}]  # fmt: skip
+    async with serving(model) as http:
+        for more in ({}, {"dry_multiplier": 0}):
+            body = {"messages": talk, **more}
+            assert (await http.post("/v1/chat/completions", json=body)).status == 200
+    assert [s.spoken for s in model.samplings] == [tuple(model.encode("well\nand")), ()]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"dry_multiplier": -1},
+        {"dry_base": 0.5},
+        {"dry_allowed_length": 0},
         {"messages": []},
         {"messages": "hi"},
         {"messages": [{"role": "tool", "content": "x"}]},

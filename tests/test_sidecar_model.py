@@ -21,7 +21,7 @@ from sidecars.chat_engine import (
     completion,
     prefill,
 )
-from sidecars.llm import DEFAULT_MODEL
+from sidecars.llm import DEFAULT_MODEL, spoken_tokens
 from sidecars.process import limit_openmp_spinning
 from sidecars.service import LoadCancelled
 from sidecars.state_files import StateFiles
@@ -76,6 +76,23 @@ def test_it_answers_in_words_and_greedy_answers_repeat(
     first = reply(engine, model, "Say hello to me.")
     assert any(c.isalpha() for c in first)
     assert reply(engine, model, "Say hello to me.") == first
+
+
+def test_a_reply_that_was_given_before_is_not_given_again(
+    engine: ChatEngine, model: LlamaModel
+) -> None:
+    """Unless the request does without: then the best reply to the same words is the same one."""
+
+    def hello(multiplier: float, spoken: tuple[int, ...] = ()) -> str:
+        return reply(engine, model, "Say hello to me.", tokens=24, spoken=spoken,
+                     dry_multiplier=multiplier)  # fmt: skip
+
+    said = hello(0.0)
+    spoken = spoken_tokens(model, [{"role": "user", "content": "Say hello to me."},
+                                   {"role": "assistant", "content": said}])  # fmt: skip
+    assert spoken and hello(0.0, spoken) == said
+    again = hello(0.8, spoken)
+    assert again.strip() and again != said
 
 
 def test_a_seed_repeats_and_another_seed_differs(engine: ChatEngine, model: LlamaModel) -> None:
