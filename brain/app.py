@@ -42,7 +42,7 @@ from brain.supervisor import ChildSpec, Supervisor
 from brain.telemetry import Telemetry
 from brain.turn import Turn
 
-SideName = Literal["llm", "cahm", "lvm", "decoder"]
+SideName = Literal["llm", "cahm", "lvm"]
 LLM_READY_WAIT_S = 120.0
 
 
@@ -245,7 +245,7 @@ class Limbic:
         )
 
     def _managed(self) -> list[SideName]:
-        names: tuple[SideName, ...] = ("llm", "cahm", "lvm", "decoder")
+        names: tuple[SideName, ...] = ("llm", "cahm", "lvm")
         return [n for n in names if self.settings.sidecar(n).mode == "managed"]
 
     def _endpoint(self, name: SideName) -> EndpointSource:

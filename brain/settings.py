@@ -179,7 +179,6 @@ class WebSettings(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     token_env: str | None = None
-    max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     max_sessions: Annotated[int, Field(ge=1, le=100_000)] = 1_000
 
 
@@ -192,12 +191,26 @@ class Settings(Section):
     blend: BlendSettings = BlendSettings()
     breaker: BreakerSettings = BreakerSettings()
     llm: LlmSettings = LlmSettings()
-    sidecars: dict[Literal["llm", "cahm", "lvm", "decoder"], SidecarSettings] = {}
+    sidecars: dict[Literal["llm", "cahm", "lvm"], SidecarSettings] = {}
     supervisor: SupervisorSettings = SupervisorSettings()
     state: StateSettings = StateSettings()
     memory: MemorySettings = MemorySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     web: WebSettings = WebSettings()
+
+    @model_validator(mode="after")
+    def _one_place_for_the_chat_model(self) -> Settings:
+        llm = self.sidecars.get("llm")
+        if llm is not None:
+            wrong = sorted({"mode", "url", "model", "token_env"} & llm.model_fields_set)
+            if llm.mode == "managed":
+                wrong = [name for name in wrong if name != "mode"]
+            if wrong:
+                raise ValueError(
+                    f"sidecars.llm.{wrong[0]}: which chat model answers, and where, is said in "
+                    "[llm] (model, base_url, api_key_env)"
+                )
+        return self
 
     @property
     def data_dir(self) -> Path:
@@ -209,7 +222,7 @@ class Settings(Section):
         """Directory of the event log; created by telemetry."""
         return self.paths.logs or self.data_dir / "logs"
 
-    def sidecar(self, name: Literal["llm", "cahm", "lvm", "decoder"]) -> SidecarSettings:
+    def sidecar(self, name: Literal["llm", "cahm", "lvm"]) -> SidecarSettings:
         """Settings of one sidecar; the chat model's is ``managed`` unless a URL says otherwise."""
         found = self.sidecars.get(name)
         if name != "llm":
@@ -217,7 +230,7 @@ class Settings(Section):
         if self.llm.base_url is not None:
             return SidecarSettings(mode="remote", url=self.llm.base_url, required=True)
         base = found or SidecarSettings()
-        changes = {"mode": "managed", "required": True, "model": base.model or self.llm.model}
+        changes = {"mode": "managed", "required": True, "model": self.llm.model}
         return base.model_copy(update=changes)
 
 

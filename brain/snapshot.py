@@ -171,8 +171,10 @@ class Snapshot:
             for name, part in parts.items()
             if part["state"] not in ("ready", "remote", "off")
         ]
-        llm = parts.get("llm")
-        unready = llm is not None and llm["state"] not in ("ready", "remote")
+        unready = any(
+            status.required and status.state not in ("ready", "remote", "off")
+            for status in sidecars.values()
+        )
         rate = sum(self._rates) / len(self._rates) if self._rates else 0.0
         return {
             "time": _now(self._clock),

@@ -8,8 +8,6 @@ restarting are in ``brain.restart``; how no process outlives the brain is in ``b
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Literal
 
 import aiohttp
 
@@ -23,18 +21,7 @@ from brain.processes import OrphanGuard
 from brain.settings import SupervisorSettings
 from brain.sidecar import ChildSpec, OffSidecar, RemoteSidecar, Sidecar, SidecarStatus, State
 
-__all__ = ["ChildSpec", "Health", "SidecarStatus", "State", "Supervisor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """All sidecars in one word, and the reason of each that is not well.
-
-    ``unready`` only if a required one cannot be used; an optional one is at worst ``degraded``.
-    """
-
-    status: Literal["ok", "degraded", "unready"]
-    reasons: dict[str, str]
+__all__ = ["ChildSpec", "SidecarStatus", "State", "Supervisor"]
 
 
 class Supervisor:
@@ -155,18 +142,6 @@ class Supervisor:
     def status(self) -> dict[str, SidecarStatus]:
         """Each sidecar, in the order in which they were added. Cheap: asks nobody."""
         return {name: sidecar.status() for name, sidecar in self._sidecars.items()}
-
-    def health(self) -> Health:
-        """The verdict for ``/ready`` and the snapshot."""
-        reasons: dict[str, str] = {}
-        unready = False
-        for name, status in self.status().items():
-            if status.state in ("ready", "remote", "off"):  # off: switched off, or not needed yet
-                continue
-            reasons[name] = f"{status.state}: {status.reason}" if status.reason else status.state
-            unready = unready or status.required
-        word: Literal["ok", "degraded", "unready"] = "degraded" if reasons else "ok"
-        return Health("unready" if unready else word, reasons)
 
     def _running(self, name: str) -> Sidecar:
         if self._stop_task is not None:

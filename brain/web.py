@@ -38,10 +38,7 @@ def make_app(limbic: Limbic, *, host: str, token: str | None) -> web.Application
             f"web.host {host}: a bind other than loopback needs a token; set web.token_env to the "
             "name of an environment variable that holds one"
         )
-    app = web.Application(
-        client_max_size=limbic.settings.web.max_body_bytes,
-        middlewares=[_errors, _guard(host, token)],
-    )
+    app = web.Application(middlewares=[_errors, _guard(host, token)])
     app[LIMBIC] = limbic
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)

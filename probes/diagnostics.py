@@ -37,7 +37,7 @@ from probes.checks import (
 
 READY_S = 180.0
 TURN_S = 120.0
-SIDE_NAMES: tuple[SideName, ...] = ("cahm", "lvm", "decoder")
+SIDE_NAMES: tuple[SideName, ...] = ("cahm", "lvm")
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 
 

@@ -216,7 +216,7 @@ class LvmService(Service):
             {
                 "predicted_vector": found[0].tolist(),
                 "text": None,
-                "text_missing": "no decoder is configured",
+                "text_missing": "there is no decoder yet",
                 "model": self._model,
                 "latency_ms": {
                     "encode": (encoded - arrived) * 1000,

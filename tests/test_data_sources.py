@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ import pytest
 from tenacity import wait_none
 
 from tests.fakes.affect_data import registry, write_public
-from trainers.affect.config import DataConfigError, SourceFile, load_build, load_mapping
+from trainers.affect.config import DataConfigError, load_build, load_mapping
 from trainers.affect.errors import SourceMissing
-from trainers.affect.fetch import _download, _stream, derived, fetch, verify, wanted
+from trainers.affect.fetch import _stream, derived, fetch, verify, wanted
 from trainers.affect.frame import SCHEMA, shares, to_rows, unmeasured
 from trainers.affect.readers import READERS
 from trainers.affect.rows import AXES, Rejects
@@ -315,10 +314,18 @@ def test_a_wrong_copy_is_refused(public, tmp_path):
         fetch(known, ["xed"], tmp_path / "to", origin=wrong)
 
 
-def test_a_source_inside_an_archive_says_to_unpack_it(tmp_path):
-    file = SourceFile(path="a", bytes=1, sha256=hashlib.sha256(b"a").hexdigest())
-    with pytest.raises(SourceMissing, match="unpack that by hand"):
-        _download(file, tmp_path / "a", lambda *args: None)
+def test_a_source_inside_an_archive_says_to_unpack_it_once_the_others_are_there(
+    server, public, tmp_path
+):
+    known = serve(server, public)
+    archived, loose = wanted(known, ["intimacy"])
+    files = (archived.model_copy(update={"url": None}), loose)
+    source = known.sources["intimacy"].model_copy(update={"files": files})
+    some = known.model_copy(update={"sources": {"intimacy": source}})
+    with pytest.raises(SourceMissing, match=f"^{archived.path}: .*unpack that by hand"):
+        fetch(some, [], tmp_path)
+    assert (tmp_path / loose.path).exists() and not (tmp_path / archived.path).exists()
+    assert [f.how for f in fetch(some, [], tmp_path, origin=public)] == ["copied", "present"]
 
 
 def test_an_unknown_source_lists_the_known_ones(public, tmp_path):

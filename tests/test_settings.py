@@ -76,6 +76,21 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert settings.sidecar("llm").mode == "remote"
 
 
+@pytest.mark.parametrize(
+    "line", ['mode = "off"', 'mode = "remote"\nurl = "http://x"', 'model = "m"']
+)
+def test_where_the_chat_model_is_has_one_place(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text(f"[sidecars.llm]\n{line}\n")
+    with pytest.raises(ConfigError, match=r"sidecars.llm.*said in \[llm\]"):
+        load_settings(file, environ={})
+    file.write_text(
+        '[llm]\nmodel = "m"\n[sidecars.llm]\nmode = "managed"\nargs = ["-v"]\n'
+    )
+    side = load_settings(file, environ={}).sidecar("llm")
+    assert (side.model, side.args, side.required) == ("m", ("-v",), True)
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     file = tmp_path / "limbic.toml"
     file.write_text('[paths]\ndata = "d"\n')

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from brain.errors import RemoteRejected
+from brain.sidecar import SidecarStatus, State
 from tests.conftest import OpenLimbic, idle
 from tests.fakes.llm_server import DONE, ROLE, FakeLLM, Hold, Script, chunk, refuse
 from tests.fakes.side_server import Answer, FakeSide
@@ -70,3 +71,27 @@ async def test_a_side_model_that_is_down_is_told_of_its_turn(
         await limbic.session("a").say("hello")
         (turn,) = (await limbic.snapshot())["recent"]
     assert turn["sides"]["affect"]["outcome"] == "down" and turn["sides"]["affect"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("needed", "optional", "word"),
+    [("ready", "ready", "ok"), ("ready", "off", "ok"), ("ready", "failed", "degraded"),
+     ("remote", "ready", "ok"), ("starting", "ready", "unready"), ("failed", "ready", "unready")],
+)  # fmt: skip
+async def test_only_a_required_part_makes_the_whole_unready(
+    llm: FakeLLM, open_limbic: OpenLimbic, needed: State, optional: State, word: str
+) -> None:
+    async with open_limbic(llm) as limbic:
+        snap = limbic.telemetry.snapshot(
+            sidecars={
+                "cahm": SidecarStatus(needed, required=True, reason="altered"),
+                "lvm": SidecarStatus(optional),
+            },
+            hormones={}, breaker="closed",
+        )  # fmt: skip
+    assert snap["status"] == word
+    assert snap["problems"] == [
+        f"{name}: {state} {reason}".rstrip()
+        for name, state, reason in (("cahm", needed, "altered"), ("lvm", optional, ""))
+        if state in ("starting", "failed")
+    ]

@@ -13,7 +13,7 @@ import sys
 import click
 
 PASS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-SIDECARS = ("llm", "cahm", "lvm", "decoder")
+SIDECARS = ("llm", "cahm", "lvm")
 
 
 def run_module(module: str, arguments: list[str]) -> None:

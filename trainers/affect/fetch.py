@@ -78,8 +78,12 @@ def fetch(
 
     With ``origin`` files come from that folder (same relative paths), copied or linked; otherwise
     they are downloaded. Files already there and right are left alone.
+
+    Raises:
+        SourceMissing: a file that cannot be had. One that is published only inside an archive ends
+            it after everything else is there.
     """
-    results = []
+    results, archived = [], []
     for file in wanted(sources, names):
         target = to / file.path
         if target.exists():
@@ -91,13 +95,20 @@ def fetch(
                 if origin is None and file.url is None:
                     raise
         target.parent.mkdir(parents=True, exist_ok=True)
-        if origin is not None:
+        if origin is None and file.url is None:
+            archived.append(file.path)
+        elif origin is not None:
             verify(origin, file)
             results.append(_take(origin / file.path, target, file, mode))
             progress(file.path, file.bytes, file.bytes)
         else:
             _download(file, target, progress)
             results.append(Fetched(file.path, "downloaded"))
+    if archived:
+        raise SourceMissing(
+            f"{', '.join(archived)}: published only inside an archive; unpack that by hand and "
+            "give its folder with --from (everything else asked for is there)"
+        )
     return results
 
 
@@ -113,11 +124,7 @@ def _take(found: Path, target: Path, file: SourceFile, mode: Mode) -> Fetched:
 
 
 def _download(file: SourceFile, target: Path, progress: Progress) -> None:
-    if file.url is None:
-        raise SourceMissing(
-            f"{file.path}: published only inside an archive; unpack that by hand and give its "
-            "folder with --from"
-        )
+    assert file.url is not None
     part = target.with_name(target.name + ".part")
     try:
         _stream(file, part, progress)
