@@ -17,12 +17,12 @@ from trainers.affect.lint import lint
 from trainers.affect.readers import READERS
 from trainers.affect.rows import Rejects
 
-DATA = Path(os.environ.get("LIMBIC_DATA", "../shared/data"))
+DATA = Path(os.environ.get("LIMBIC_DATA") or "data/public")
 ROW_FILES = pool_files(POOL)[0] if POOL.is_dir() else []
 
 needs_pool = pytest.mark.skipif(not ROW_FILES, reason="the labelled pool is not in this checkout")
 needs_gold = pytest.mark.skipif(not (POOL / GOLD_FILE).exists(), reason="no gold set here")
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="set LIMBIC_DATA to the public sets")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="set LIMBIC_DATA to the folder of `limbic data fetch`")
 
 
 @needs_pool

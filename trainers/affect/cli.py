@@ -105,14 +105,11 @@ def fail(error: DataError) -> NoReturn:
 
 
 def data_folder(given: Path | None) -> Path:
-    """``--data``, else ``LIMBIC_DATA``, else ``../shared/data`` when that exists."""
+    """``--data``, else ``LIMBIC_DATA``."""
     if given is not None:
         return given
     if named := os.environ.get("LIMBIC_DATA"):
         return Path(named)
-    shared = Path("..") / "shared" / "data"
-    if shared.is_dir():
-        return shared
     raise DataConfigError("no data folder: give --data FOLDER or set LIMBIC_DATA")
 
 

@@ -47,7 +47,7 @@ def fetch(
     \b
     Example:
       limbic data fetch goemotions emobank --to data/public
-      limbic data fetch --from ../shared/data --link
+      limbic data fetch --from FOLDER --link
     """
     if link and origin is None:
         raise click.UsageError("--link needs --from")

@@ -82,9 +82,8 @@ def _usable(turn: str) -> bool:
     "--data",
     type=click.Path(path_type=Path),
     envvar="LIMBIC_DATA",
-    default=Path("../shared/data"),
-    show_default=True,
-    help="Folder with corpora/.",
+    required=True,
+    help="Folder with corpora/ (default LIMBIC_DATA).",
 )
 @click.option("--count", type=click.IntRange(1, 20_000), default=650, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)

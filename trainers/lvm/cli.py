@@ -24,7 +24,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 def _data_folder() -> Path:
     given = os.environ.get("LIMBIC_DATA")
-    return Path(given) if given else Path("../shared/data")
+    if not given:
+        raise ConfigError("no data folder: give --data FOLDER or set LIMBIC_DATA")
+    return Path(given)
 
 
 @click.group(

@@ -49,18 +49,22 @@ class Stage:
     arguments: tuple[str, ...]
 
 
+def ordered(data: Path) -> list[tuple[str, Path]]:
+    """The corpora that ``prepare`` is given, each behind its option."""
+    return [
+        (option, data / "corpora" / name / "docs.jsonl.gz")
+        for option, names in (("--chat", CORPORA), ("--prose", PROSE))
+        for name in names
+    ]
+
+
 def stages(
     data: Path, out: Path, *, quick: bool, lexicon: Path | None, encoder: str | None = None,
     rounds: int = ROUNDS,
 ) -> list[Stage]:  # fmt: skip
     """The chain for one folder of public data and one of results."""
     arrays, run, model = out / "affect.npz", out / "run", out / "model"
-    read = [
-        (option, data / "corpora" / name / "docs.jsonl.gz")
-        for option, names in (("--chat", CORPORA), ("--prose", PROSE))
-        for name in names
-    ]
-    texts = [word for option, path in read if path.exists() and not quick
+    texts = [word for option, path in ordered(data) if path.exists() and not quick
              for word in (option, str(path))]  # fmt: skip
     words = ("--lexicon", str(lexicon)) if lexicon else ()
     kept = ("--cache", str(out / "cache"))
@@ -192,6 +196,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         chain = stages(args.data, args.out, quick=args.quick, lexicon=lexicon,
                        encoder=args.encoder, rounds=args.rounds)  # fmt: skip
+        for option, path in () if args.quick else ordered(args.data):
+            if not path.exists():
+                print(f"{path}: not there, the head learns without it ({option})", flush=True)
         kind |= {} if args.quick else {"rounds": args.rounds}
     before = json.loads(said.read_text()) if said.exists() else kind
     if before != kind:
