@@ -22,7 +22,7 @@ ROW_FILES = pool_files(POOL)[0] if POOL.is_dir() else []
 
 needs_pool = pytest.mark.skipif(not ROW_FILES, reason="the labelled pool is not in this checkout")
 needs_gold = pytest.mark.skipif(not (POOL / GOLD_FILE).exists(), reason="no gold set here")
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="set LIMBIC_DATA to the folder of `limbic data fetch`")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="set LIMBIC_DATA to the public sets")
 
 
 @needs_pool

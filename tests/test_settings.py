@@ -84,9 +84,7 @@ def test_where_the_chat_model_is_has_one_place(tmp_path: Path, line: str) -> Non
     file.write_text(f"[sidecars.llm]\n{line}\n")
     with pytest.raises(ConfigError, match=r"sidecars.llm.*said in \[llm\]"):
         load_settings(file, environ={})
-    file.write_text(
-        '[llm]\nmodel = "m"\n[sidecars.llm]\nmode = "managed"\nargs = ["-v"]\n'
-    )
+    file.write_text('[llm]\nmodel = "m"\n[sidecars.llm]\nmode = "managed"\nargs = ["-v"]\n')
     side = load_settings(file, environ={}).sidecar("llm")
     assert (side.model, side.args, side.required) == ("m", ("-v",), True)
 
