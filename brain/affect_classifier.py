@@ -7,6 +7,7 @@ Values outside it are refused, never clamped.
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 
@@ -43,7 +44,13 @@ class AffectClassifier:
         self._emit = emit
 
     async def score(
-        self, text: str, context: Sequence[str] = (), *, turn_id: str, deadline_ms: int
+        self,
+        text: str,
+        context: Sequence[str] = (),
+        *,
+        session_id: str,
+        turn_id: str,
+        deadline_ms: int,
     ) -> Affect:
         """The affect of ``text``, which follows ``context`` (oldest first; the last two count).
 
@@ -64,7 +71,7 @@ class AffectClassifier:
                     {"text": text, "context": [_plain(said) for said in context[-MAX_CONTEXT:]]},
                     remote=REMOTE,
                     clock=self._clock,
-                    turn_id=turn_id,
+                    turn_id=asked_as(session_id, turn_id),
                     deadline_ms=deadline_ms,
                     max_bytes=MAX_ANSWER_BYTES,
                 )
@@ -78,7 +85,7 @@ class AffectClassifier:
             elapsed_ms = (self._clock.monotonic() - started) * 1000
             self._emit("affect_call", turn_id=turn_id, outcome=outcome, elapsed_ms=elapsed_ms)
 
-    async def reasoning(self, *, turn_id: str, deadline_ms: int) -> str:
+    async def reasoning(self, *, session_id: str, turn_id: str, deadline_ms: int) -> str:
         """Why the message of ``turn_id`` was scored as it was, in a sentence.
 
         Not behind the breaker: a head that gives no reasons still gives scores.
@@ -94,11 +101,18 @@ class AffectClassifier:
             {},
             remote=REMOTE,
             clock=self._clock,
-            turn_id=turn_id,
+            turn_id=asked_as(session_id, turn_id),
             deadline_ms=deadline_ms,
             max_bytes=MAX_ANSWER_BYTES,
         )
         return parse_wire(Reasoning, body, remote=REMOTE).reasoning
+
+
+def asked_as(session_id: str, turn_id: str) -> str:
+    """The id under which a turn's reason is fetched. A turn id is the client's, and unique within
+    its session alone; a reason quotes the message, which no other session may see."""
+    whole = hashlib.blake2s(f"{session_id}\0{turn_id}".encode("utf-8", "replace")).hexdigest()
+    return f"{turn_id[:64]}-{whole[:24]}"
 
 
 def _plain(said: str) -> str:

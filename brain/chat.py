@@ -153,8 +153,9 @@ class _LiveTurn:
         if p.classifier is not None:
             context = [text for e in session.history[-1:] for text in (e.user, e.reply)]
             sides["affect"] = p.classifier.score(
-                turn.text, context[-CONTEXT_TURNS:], turn_id=turn.turn_id, deadline_ms=deadline_ms
-            )
+                turn.text, context[-CONTEXT_TURNS:], session_id=turn.session_id,
+                turn_id=turn.turn_id, deadline_ms=deadline_ms,
+            )  # fmt: skip
         if p.foresight is not None:
             # A task, since recall looks for the same vector.
             sides["foresight"] = asyncio.ensure_future(
@@ -285,6 +286,8 @@ class _LiveTurn:
             session.keep(asyncio.create_task(idle.ask_why()))
 
     def _memory(self) -> NewMemory | None:
+        if not self.p.settings.memory.enabled:
+            return None
         turn, replies = self.turn, [exchange.reply for exchange in self.session.history]
         return memories.to_keep(turn.text, turn.affect, turn.foresight, replies)
 

@@ -149,8 +149,9 @@ class IdleWork:
         assert p.classifier is not None
         try:
             reasoning = await p.classifier.reasoning(
-                turn_id=self.turn_id, deadline_ms=p.settings.blend.hard_deadline_ms
-            )
+                session_id=self.session.session_id, turn_id=self.turn_id,
+                deadline_ms=p.settings.blend.hard_deadline_ms,
+            )  # fmt: skip
         except LimbicError as error:
             p.emit("reason_missing", turn_id=self.turn_id, error=str(error))
             return

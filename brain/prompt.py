@@ -9,6 +9,7 @@ the budget is left, and the new start is remembered.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ MAX_TAIL_TOKENS = 40  # with one memory, as by default
 RESERVED_TOKENS = 400  # persona, standing memory, tail and a long message
 SNIPPET_CHARS = 90
 SNIPPET_TOKENS = 40  # of each further memory that the settings allow, with its quotation marks
+_LETTERS = (string.ascii_letters + string.whitespace).encode()
 PER_MESSAGE_TOKENS = 6  # role markers of common chat templates: ChatML needs five
 
 
@@ -34,8 +36,12 @@ class Exchange:
 
 
 def estimate_tokens(text: str) -> int:
-    """A cautious guess, used until the model has counted: one token for three characters."""
-    return len(text) // 3 + 1 + PER_MESSAGE_TOKENS
+    """A cautious guess, used until the model has counted: a token for three letters, and one for
+    each digit, mark and UTF-8 byte of other letters, the most that a byte-level vocabulary makes
+    of them."""
+    data = text.encode("utf-8", "replace")
+    others = len(data.translate(None, _LETTERS))
+    return (len(data) - others) // 3 + others + 1 + PER_MESSAGE_TOKENS
 
 
 def history_budget(settings: Settings) -> int:
@@ -119,7 +125,8 @@ def window_start(
         trim_fraction: how full the budget is after a trim.
 
     Returns:
-        ``seq`` of the first turn to keep; past the last one when none fits.
+        ``seq`` of the first turn to keep: the last one where it alone is more than the fraction;
+        past it when it does not fit.
     """
     kept = [turn for turn in turns if turn.seq >= start]
     total = sum(turn.tokens for turn in kept)
@@ -130,11 +137,12 @@ def window_start(
         if total <= goal:
             return turn.seq
         total -= turn.tokens
-    return kept[-1].seq + 1
+    return kept[-1].seq if kept[-1].tokens <= budget_tokens else kept[-1].seq + 1
 
 
 def _room(settings: Settings) -> int:
-    more = SNIPPET_TOKENS * max(0, settings.memory.max_recalled - 1)
+    memory = settings.memory
+    more = SNIPPET_TOKENS * max(0, memory.max_recalled - 1) if memory.enabled else 0
     room = settings.llm.context_tokens - settings.chat.max_reply_tokens
     return room - RESERVED_TOKENS - more
 

@@ -73,7 +73,7 @@ class Snapshot:
         self._sides = {"affect": Side(), "foresight": Side()}
         self._expected: list[int] = []
         self._last_affect: dict[str, Any] | None = None
-        self._heard: dict[str, dict[str, Any]] = {}  # by turn, the latest last
+        self._heard: dict[tuple[str, str], dict[str, Any]] = {}  # by turn, the latest last
         self._surprise: float | None = None
         self._behaviour: dict[str, Any] = {}
         self._ttft = Latencies()
@@ -83,18 +83,18 @@ class Snapshot:
         self._turns: Counter[str] = Counter()
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
-    def note_affect(self, turn_id: str, affect: Affect, *, late: bool) -> None:
+    def note_affect(self, session_id: str, turn_id: str, affect: Affect, *, late: bool) -> None:
         """The latest affect answer, on time or late; its turn may not have ended yet."""
         self._last_affect = {
             "turn_id": turn_id, "valence": affect.valence, "intimacy": affect.intimacy,
             "tension": affect.tension, "confidence": affect.confidence, "tags": list(affect.tags),
             "reasoning": affect.reasoning, "latency_ms": round(affect.latency_ms, 1), "late": late,
         }  # fmt: skip
-        self._heard[turn_id] = self._last_affect
+        self._heard[session_id, turn_id] = self._last_affect
         while len(self._heard) > WINDOW:
             del self._heard[next(iter(self._heard))]
         for item in self._recent:
-            if item["turn_id"] == turn_id:
+            if (item["session_id"], item["turn_id"]) == (session_id, turn_id):
                 item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
 
     def note_expected(self, turns: list[int]) -> None:
@@ -106,12 +106,12 @@ class Snapshot:
         if surprise is not None:
             self._surprise = surprise
 
-    def note_reasoning(self, turn_id: str, reasoning: str) -> None:
+    def note_reasoning(self, session_id: str, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was; it comes after the scores."""
-        if turn_id in self._heard:
-            self._heard[turn_id]["reasoning"] = reasoning
+        if (session_id, turn_id) in self._heard:
+            self._heard[session_id, turn_id]["reasoning"] = reasoning
         for item in self._recent:
-            if item["turn_id"] == turn_id:
+            if (item["session_id"], item["turn_id"]) == (session_id, turn_id):
                 item["reasoning"] = reasoning
 
     def note_side(self, name: str, outcome: str, latency_ms: float) -> None:
@@ -143,7 +143,7 @@ class Snapshot:
             ) / 1000
             if llm["completion_tokens"] and span_s > 0:
                 self._rates.append(llm["completion_tokens"] / span_s)
-        affect = self._heard.get(turn.turn_id)
+        affect = self._heard.get((turn.session_id, turn.turn_id))
         error = record["error"]
         self._recent.append(
             {"turn_id": turn.turn_id, "session_id": turn.session_id, "at": _now(self._clock),
@@ -175,6 +175,9 @@ class Snapshot:
             status.required and status.state not in ("ready", "remote", "off")
             for status in sidecars.values()
         )
+        if breaker == "open":  # remote servers are not watched: this is what is known of one
+            reasons.append("llm: failed repeatedly and is not asked for a while")
+            unready = True
         rate = sum(self._rates) / len(self._rates) if self._rates else 0.0
         return {
             "time": _now(self._clock),

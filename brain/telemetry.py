@@ -120,7 +120,7 @@ class Telemetry:
         self, session_id: str, turn_id: str, text: str, affect: Affect, *, late: bool
     ) -> None:
         """One answer of the affect head, for machines and for people."""
-        self.stats.note_affect(turn_id, affect, late=late)
+        self.stats.note_affect(session_id, turn_id, affect, late=late)
         self._put(
             "affect_head_raw.jsonl",
             {"event": "affect", "session_id": session_id, "turn_id": turn_id, "text": text,
@@ -139,7 +139,7 @@ class Telemetry:
     def reasoning(self, session_id: str, turn_id: str, reasoning: str) -> None:
         """Why a message was scored as it was. The words it quotes are the user's, so the log keeps
         it only where it keeps their text."""
-        self.stats.note_reasoning(turn_id, reasoning)
+        self.stats.note_reasoning(session_id, turn_id, reasoning)
         if self.log_text:
             fields = {"session_id": session_id, "turn_id": turn_id, "reasoning": reasoning}
             self._put("affect_head_raw.jsonl", {"event": "affect_reasoning", **fields})

@@ -152,7 +152,9 @@ async def check_sides(limbic: Limbic) -> list[Check]:
 async def _round_trip(limbic: Limbic, name: str, text: str) -> Check:
     parts = limbic.parts
     if name == "cahm" and parts.classifier is not None:
-        affect = await parts.classifier.score(text, turn_id="diagnostics", deadline_ms=10_000)
+        affect = await parts.classifier.score(
+            text, session_id="diagnostics", turn_id="diagnostics", deadline_ms=10_000
+        )
         seen = f"valence {affect.valence:+.2f} for {text!r} in {affect.latency_ms:.0f} ms"
         if affect.valence <= 0:
             return Check(name, "failed", seen, "a happy line must be pleasant: check the model")

@@ -42,7 +42,9 @@ class SideRig:
     emitted: Emitted
 
     async def score(self, text: str = "hi", deadline_ms: int = 2_000, **more: Any) -> Affect:
-        return await self.client.score(text, turn_id="t1", deadline_ms=deadline_ms, **more)
+        return await self.client.score(
+            text, session_id="s", turn_id="t1", deadline_ms=deadline_ms, **more
+        )
 
 
 @asynccontextmanager
@@ -68,7 +70,8 @@ async def test_a_message_is_scored_with_the_last_two_before_it() -> None:
     assert request.path == "/v1/affect"
     assert request.headers["Authorization"] == "Bearer secret"
     assert 0 < request.body.pop("deadline_ms") <= 2_000
-    assert request.body == {"text": "hello", "context": ["two", "three"], "turn_id": "t1"}
+    assert request.body.pop("turn_id").startswith("t1-")
+    assert request.body == {"text": "hello", "context": ["two", "three"]}
 
 
 @pytest.mark.parametrize(

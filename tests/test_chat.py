@@ -397,6 +397,20 @@ async def test_old_memories_come_back_when_words_meet(
     assert any("Rex" in text for _, _, text in noted)
 
 
+async def test_without_memory_nothing_is_kept_in_it(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+) -> None:
+    async with open_limbic(llm, side, MEMORY__ENABLED="false") as limbic:
+        session = limbic.session("a")
+        await session.say("My dog Rex died last winter and I miss him")
+        side.enqueue("/v1/affect", Answer(hold=True))
+        await session.say("My cat is ill and I cannot sleep at all")
+        side.release()
+        await limbic.parts.blend.settle()
+        await idle(limbic)
+        assert await session.memories() == []
+
+
 async def test_as_many_memories_are_quoted_as_the_settings_allow(
     llm: FakeLLM, open_limbic: OpenLimbic
 ) -> None:

@@ -23,7 +23,22 @@ async def test_the_reason_of_a_turn_reaches_telemetry_after_it(
         await limbic.session().say("a rough day", turn_id="t1")
         await idle(limbic)
         assert reasons(limbic) == ["tension: “rough” +0.20"]
-    assert [request.body["turn_id"] for request in side.asked(REASONING)] == ["t1"]
+    (asked,) = side.asked(REASONING)
+    (scored,) = side.asked("/v1/affect")
+    assert asked.body["turn_id"] == scored.body["turn_id"]
+
+
+async def test_no_session_gets_the_reasons_of_another_that_chose_the_same_turn_id(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+) -> None:
+    side.enqueue(REASONING, Answer(body={"reasoning": "“secret”"}), Answer(body={"reasoning": "b"}))
+    async with open_limbic(llm, side) as limbic:
+        for name in ("a", "b"):
+            await limbic.session(name).say(f"of {name}", turn_id="1")
+            await idle(limbic)
+        assert reasons(limbic) == ["“secret”", "b"]
+    ids = [request.body["turn_id"] for request in side.asked(REASONING)]
+    assert len(set(ids)) == 2 and ids == [r.body["turn_id"] for r in side.asked("/v1/affect")]
 
 
 async def test_a_quick_next_message_does_not_lose_the_last_ones_reason(

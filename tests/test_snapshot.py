@@ -89,6 +89,8 @@ async def test_only_a_required_part_makes_the_whole_unready(
             },
             hormones={}, breaker="closed",
         )  # fmt: skip
+        broken = limbic.telemetry.snapshot(sidecars={}, hormones={}, breaker="open")
+    assert broken["status"] == "unready" and "failed repeatedly" in broken["problems"][0]
     assert snap["status"] == word
     assert snap["problems"] == [
         f"{name}: {state} {reason}".rstrip()
