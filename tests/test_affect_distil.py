@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import EMOTIONS, FILM, INTENSITY, prepared, saved
-from trainers.affect.head import curves, distil, distil_teachers, prepare, texts, train, wide
+from trainers.affect.head import (
+    curves,
+    distil,
+    distil_teachers,
+    prepare,
+    runs,
+    texts,
+    train,
+    wide,
+)
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import contrast, imitate
 from trainers.affect.head.network import Predicted
@@ -425,6 +434,7 @@ def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
         (["--teachers", "2"], "its teachers were made with another teachers;"),
         (["--layers", "1"], "its teachers were made with another layers;"),
         (["--teachers-in", str(tmp_path / "none")], "holds no run"),
+        (["--teachers-in", str(second)], "holds no teachers; give the folder of the first round"),
     ):
         with pytest.raises(SystemExit) as end:
             distil.main([*again, *more])
@@ -433,6 +443,87 @@ def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
     with pytest.raises(SystemExit):
         distil.main(again)
     assert "not what a run writes" in capsys.readouterr().err.splitlines()[-1]
+
+
+class Started(Exception):
+    """The run got to where it reads its head: it was not refused."""
+
+
+def distilled(tmp_path: Path, *more: str) -> list[str]:
+    """A command on a head of a few bytes, whose folder holds what it said before."""
+    arrays, head = saved(prepared(), tmp_path / "set.npz"), tmp_path / "head.safetensors"
+    if not head.exists():
+        head.write_bytes(b"weights")
+    return ["--data", str(arrays), "--head", str(head), "--out", str(tmp_path / "run"), *more]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that wrote its recipe and what its head said."""
+
+    def start(*_: Any) -> None:
+        raise Started
+
+    argv = distilled(tmp_path)
+    monkeypatch.setattr(distil, "start_head", lambda *_: None)
+    monkeypatch.setattr(distil, "read_texts", start)
+    with pytest.raises(Started):
+        distil.main(argv)
+    monkeypatch.setattr(distil, "start_head", start)
+    (tmp_path / "run" / "own.npz").touch()
+    return tmp_path / "run"
+
+
+def test_what_another_head_recipe_or_set_left_is_never_taken(
+    started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, before = started.parent, (started / "recipe.json").read_text()
+    assert len(json.loads(before)["head"]) == 64
+    with pytest.raises(Started):
+        distil.main(distilled(folder))
+    (folder / "other").write_bytes(b"other weights")
+    saved(prepared(digest="another"), folder / "other.npz")
+    for option, value, said in (
+        ("--head", str(folder / "other"), "another head;"),
+        ("--data", str(folder / "other.npz"), "another data;"),
+        ("--imitation", "4", "another imitation;"),
+        ("--layers", "2", "another layers;"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            distil.main(distilled(folder, option, value))
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert end.value.code == 2 and said in told and "give another --out" in told
+        assert (started / "recipe.json").read_text() == before
+    (started / "recipe.json").unlink()
+    with pytest.raises(SystemExit):
+        distil.main(distilled(folder))
+    assert "own.npz without a recipe.json" in capsys.readouterr().err.splitlines()[-1]
+    assert not (started / "recipe.json").exists()
+
+
+def test_a_run_from_before_its_head_was_written_down_goes_on(started: Path) -> None:
+    path = started / "recipe.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in header.items() if k != "head"}))
+    with pytest.raises(Started):
+        distil.main(distilled(started.parent))
+    assert "head" not in json.loads(path.read_text())  # which it was, nobody knows
+
+
+def test_another_device_is_no_other_run(started: Path) -> None:
+    header = {**json.loads((started / "recipe.json").read_text()), "device": "elsewhere"}
+    assert runs.another(started, header, distil.RESULTS) == ""
+
+
+def test_teachers_are_never_made_inside_the_folder_of_a_further_round(
+    started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = distilled(started.parent, "--teachers-in", str(started))
+    with pytest.raises(SystemExit):
+        distil.main([*argv, "--out", str(started.parent / "third")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "holds no teachers; give the folder of the first round" in said
+    assert not (started.parent / "third").exists()
 
 
 def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,38 @@ def test_a_cache_keeps_what_was_done_when_the_run_broke_off(
     assert len(cache().read()[0]) == 0
 
 
+def test_what_another_recipe_set_or_encoder_left_is_never_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Started(Exception):
+        """The run got to where it builds its network: it was not refused."""
+
+    def start(*_: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(train, "build", start)
+    run, encoder = tmp_path / "run", tmp_path / "encoder.safetensors"
+    encoder.write_bytes(b"weights")
+    argv = ["--data", str(saved(prepared(), tmp_path / "set.npz")), "--out", str(run)]
+    for result in ("teacher0.npz", "student.ckpt", "head.safetensors"):
+        with pytest.raises(Started):
+            train.main(argv)
+        before = (run / "recipe.json").read_text()
+        (run / result).touch()
+        for option, value, said in (
+            ("--steps", "5", "another steps;"),
+            ("--mode", "frozen", "another mode;"),
+            ("--mode", "half", "choose full, lora, frozen"),
+            ("--data", str(saved(prepared(digest="b"), tmp_path / "b.npz")), "another data;"),
+            ("--weights", str(encoder), "another weights;"),
+        ):
+            with pytest.raises(SystemExit) as end:
+                train.main([*argv, option, value])
+            assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+            assert (run / "recipe.json").read_text() == before
+        (run / result).unlink()
+
+
 @pytest.mark.model
 def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Path) -> None:
     data = prepared(per_part=96)

@@ -6,15 +6,14 @@ Wide teachers are heads alone, on the frozen middle layers of a larger encoder (
 that differ in their seed. The student is the head that ``--head`` names (a run's file or a served
 folder); it goes on learning the labels and, on labelled and unlabelled messages, the mean of the
 teachers and of what it said itself before (Hinton et al. 2015; Li and Hoiem 2016 for the latter).
-How much of each is chosen on dev. A stopped run continues when the command is repeated. A further
-round (``--round 1 --teachers-in RUN``, from where ``RUN`` ended) takes the wide teachers of ``RUN``
-and mixes them with what the head says now.
+How much of each is chosen on dev. A stopped run continues when the command is repeated; a folder
+that holds another run's results is refused. A further round (``--round 1 --teachers-in RUN``, from
+where ``RUN`` ended) takes the wide teachers of ``RUN`` and mixes them with what the head says now.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from trainers.affect.head import curves, train
+from trainers.affect.head import curves, runs, train
 from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
 from trainers.affect.head.distil_teachers import (
     LATER_ROUND,
@@ -53,6 +52,8 @@ from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide
 from trainers.encoder.minilm import load_minilm
 
 SAVE_EVERY = 100
+RESULTS = ("own.npz", "student.ckpt", "head.safetensors")  # of one head, recipe and set
+PUBLISHED = "published.npz"  # what the wide teachers say, ridge on EmoBank included
 AROUSED = ("emobank", "goemotions", "xed", "chat", "prose")  # whose rows teach the arousal head
 AROUSAL_PENALTY = 100.0
 CHUNKS = 4  # a step's rows, sorted by length, go through the encoder in so many batches
@@ -177,20 +178,25 @@ def start_head(path: Path, data: Prepared) -> AffectNet:
 
 def other_teachers(folder: Path, header: dict[str, Any], *, named: bool) -> str:
     """Why the wide teachers of the run in ``folder`` are not those of ``header``; empty where they
-    are. A run's own folder (not ``named``) may hold none yet."""
-    if not named and not (folder / "wide.npz").exists():
+    are. A run's own folder (not ``named``) may hold none yet; one that is named must hold them, or
+    they would be made inside another run."""
+    kept = runs.held(folder, ("wide.npz", PUBLISHED))
+    if not named and not kept:
         return ""
-    path = folder / "recipe.json"
     try:
-        before, differ = json.loads(path.read_text()), []
-        for name, value in header["recipe"].items():
-            if name not in STUDENT_ONLY and before["recipe"].get(name) != value:
-                differ.append(name)
-        differ += [name for name in ("data", "encoder", "layers") if before[name] != header[name]]
+        before = runs.read_header(folder)
     except FileNotFoundError:
         return f"{folder}: holds no run; give the folder of one"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{path}: not what a run writes; give another folder"
+    except ValueError as error:
+        return f"{error}; give another folder"
+    if named and PUBLISHED not in kept:
+        return f"{folder}: holds no teachers; give the folder of the first round"
+    differ = [
+        name
+        for name, value in header["recipe"].items()
+        if name not in STUDENT_ONLY and before["recipe"].get(name) != value
+    ]
+    differ += [n for n in ("data", "encoder", "layers") if before.get(n) != header[n]]
     if not differ:
         return ""
     return f"{folder}: its teachers were made with another {', '.join(differ)}; give another folder"
@@ -230,18 +236,19 @@ def main(argv: list[str] | None = None) -> int:
     data = Prepared.load(args.data)
     rows = choose(data, recipe.limit, recipe.seed)
     layers = [int(layer) for layer in args.layers.split(",")]
-    header = {"recipe": asdict(recipe), "data": data.digest, "encoder": args.encoder,
-              "layers": layers, "device": device}  # fmt: skip
-    problem = other_teachers(shared, header, named=args.teachers_in is not None)
-    if problem:
-        parser.error(problem)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    try:  # before the vectors, which take long
+    try:  # all of it before anything is written, and before the vectors, which take long
+        header = {"recipe": asdict(recipe), "data": data.digest, "head": runs.file_hash(args.head),
+                  "encoder": args.encoder, "layers": layers, "device": device}  # fmt: skip
+        problem = other_teachers(shared, header, named=args.teachers_in is not None)
+        problem = problem or runs.another(run, header, RESULTS)
+        if problem:
+            parser.error(problem)
         net = start_head(args.head, data)
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
-    final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / "published.npz"
+    if not runs.held(run, RESULTS):  # else they were made with what is written there
+        runs.write_header(run, header)
+    final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / PUBLISHED
     if not whole.exists():
         try:
             messages = read_texts(args.data, data)

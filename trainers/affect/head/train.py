@@ -4,7 +4,8 @@ Several teachers differ in their seed alone; the student learns the labels and t
 on labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
 Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
 heads alone, on vectors that the encoder computes once. A stopped run continues from its last
-checkpoint when the command is repeated. ``RUN/log.jsonl`` and ``RUN/curves.png`` show how it went.
+checkpoint when the command is repeated; a folder that holds another run's results is refused.
+``RUN/log.jsonl`` and ``RUN/curves.png`` show how it went.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers.affect.head import curves, measure
+from trainers.affect.head import curves, measure, runs
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.measure import Outputs
@@ -32,6 +33,8 @@ from trainers.encoder.minilm import MiniLM, load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
 DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
+MODES = ("full", "lora", "frozen")
+RESULTS = ("teacher*.npz", "*.ckpt", "head.safetensors")  # of one recipe, set and encoder
 OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
 
 
@@ -108,8 +111,6 @@ def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> Affec
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
         net.body.requires_grad_(False)
         net.body = cast(MiniLM, inject_adapter_in_model(config, net.body))
-    elif recipe.mode != "full":
-        raise ValueError(f"mode {recipe.mode!r}: choose full, lora or frozen")
     return net
 
 
@@ -267,17 +268,23 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
     args = parser.parse_args(argv)
     recipe = Recipe(**{field: getattr(args, field) for field in asdict(defaults)})
+    if recipe.mode not in MODES:
+        parser.error(f"mode {recipe.mode!r}: choose {', '.join(MODES)}")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     data = Prepared.load(args.data)
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     run = args.out
-    run.mkdir(parents=True, exist_ok=True)
-    header = {"recipe": asdict(recipe), "data": data.digest, "device": device}
-    (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    if recipe.mode not in ("full", "lora", "frozen"):
-        parser.error(f"mode {recipe.mode!r}: choose full, lora or frozen")
+    try:
+        weights = runs.file_hash(args.weights) if args.weights else None
+    except OSError as error:
+        parser.error(str(error))
+    header = {"recipe": asdict(recipe), "data": data.digest, "weights": weights, "device": device}
+    if problem := runs.another(run, header, RESULTS):
+        parser.error(problem)
+    if not runs.held(run, RESULTS):  # else they were made with what is written there
+        runs.write_header(run, header)
     labelled = Sampler(data, recipe, recipe.seed).rows
     rows = np.concatenate([measured_rows(data), labelled])
     if recipe.teachers:
