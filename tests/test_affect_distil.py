@@ -334,6 +334,18 @@ def test_the_shipped_head_is_where_a_run_may_start() -> None:
         assert np.array_equal(net.state_dict()[name].numpy(), value), name
 
 
+def test_heads_that_only_training_has_start_from_the_seed_alone() -> None:
+    found = []
+    for disturbance, seed in ((1, 5), (2, 5), (1, 6)):
+        torch.manual_seed(disturbance)
+        found.append(distil.start_head(SERVED, prepared(), seed).state_dict())
+    first, again, other = found
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert {n for n in first if not torch.equal(first[n], other[n])} == {
+        f"{name}.{part}" for name in ("film", "intensity") for part in ("weight", "bias")
+    }
+
+
 @pytest.mark.model
 def test_the_arousal_head_alone_follows_the_teacher_and_never_sees_dev() -> None:
     data = with_variants(40)

@@ -11,11 +11,13 @@ import polars as pl
 import pytest
 import torch
 
-from trainers.affect.head import measure, rowcache, train
+from trainers.affect.head import export, measure, rowcache, train
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import decorrelation, masked_mean
+from trainers.affect.head.network import AffectNet
 from trainers.affect.head.prepare import _some
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
+from trainers.encoder.minilm import MiniLM
 
 EMOTIONS, FILM, INTENSITY = 28, 9, 5
 
@@ -53,6 +55,17 @@ def prepared(per_part: int = 12, **changes: Any) -> Prepared:
         "groups": (np.arange(n) % per_part // 3).astype(np.int32),
     }  # fmt: skip
     return Prepared(**{**fields, **changes})
+
+
+def small_minilm() -> MiniLM:
+    """An encoder of one layer with the same weights each time, whatever the generator's state."""
+    net = MiniLM()
+    net.blocks = net.blocks[:1]
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            generator = torch.Generator().manual_seed(i)
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return net
 
 
 def test_what_nobody_measured_changes_no_loss() -> None:
@@ -145,12 +158,47 @@ def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
     assert found["gold", "llm_label"] == 9
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_network_starts_from_its_seed_alone(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_minilm", lambda _: small_minilm())
+    found = []
+    for disturbance, seed in ((1, 5), (2, 5), (1, 6)):
+        torch.manual_seed(disturbance)
+        found.append(train.build(train.Recipe(mode=mode), None, {}, seed).state_dict())
+    first, again, other = found
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["axes.0.weight"], other["axes.0.weight"])
+
+
+def test_merged_updates_say_the_same_in_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_minilm", lambda _: small_minilm())
+    data = prepared()
+    plain = train.build(train.Recipe(), None, {}, 0).eval()
+    net = train.build(train.Recipe(mode="lora"), None, {}, 0).eval()
+    with torch.no_grad():
+        for name, parameter in net.body.named_parameters():
+            if "lora_B" in name:  # starts at zero, which would update nothing
+                parameter.normal_(0, 0.1)
+    rows = data.rows("gold")
+
+    def said(of: AffectNet) -> torch.Tensor:
+        with torch.inference_mode():
+            return of(*(torch.as_tensor(a) for a in data.batch(rows))).axes
+
+    before = said(net)
+    assert not torch.allclose(before, said(plain), atol=1e-3)
+    found = train.merged(net)
+    assert torch.allclose(said(found), before, atol=1e-5)
+    plain.load_state_dict(found.state_dict())  # the same names
+    assert torch.equal(said(plain), said(found))
+
+
 @pytest.mark.model
 def test_a_frozen_encoder_runs_once_a_row_and_never_for_another_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = prepared()
-    net = train.build(train.Recipe(mode="frozen"), None, {})
+    net = train.build(train.Recipe(mode="frozen"), None, {}, 0)
     encoded: list[int] = []
     whole = net.pooled
     monkeypatch.setattr(net, "pooled", lambda *a: encoded.append(len(a[0])) or whole(*a))
@@ -230,11 +278,14 @@ def test_what_another_recipe_set_or_encoder_left_is_never_taken(
 
 
 @pytest.mark.model
-def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["frozen", "lora"])
+def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
+    tmp_path: Path, mode: str
+) -> None:
     data = prepared(per_part=96)
     file = saved(data, tmp_path / "set.npz")
     options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
-               "--mode", "frozen", "--teachers", "1", "--steps", "2", "--student-steps", "2",
+               "--mode", mode, "--teachers", "1", "--steps", "2", "--student-steps", "2",
                "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",
                "0", "--semeval", "0", "--chat", "2", "--decorrelation-rows", "4"]  # fmt: skip
     assert train.main(options) == 0
@@ -246,3 +297,5 @@ def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Pat
     assert train.main(options) == 0
     assert (run / "head.safetensors").read_bytes() == first
     assert len((run / "log.jsonl").read_text().splitlines()) == steps
+    said = train.predict(export.rebuild(run / "head.safetensors", data), data, np.arange(4), "cpu")
+    assert np.isfinite(said["axes"][:4]).all()

@@ -161,11 +161,12 @@ def fit_arousal(
     return net
 
 
-def start_head(path: Path, data: Prepared) -> AffectNet:
+def start_head(path: Path, data: Prepared, seed: int = 0) -> AffectNet:
     """The head to go on from: a run's safetensors file, or a served folder, whose int8 matrices
-    are multiplied out (heads that only training has start anew)."""
+    are multiplied out (heads that only training has start anew, from what ``seed`` says)."""
     if not path.is_dir():
         return rebuild(path, data)
+    torch.manual_seed(seed)
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     net = AffectNet(load_minilm(), **widths)
     found = {k: torch.tensor(v) for k, v in served_weights(path).items()}
@@ -243,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         problem = problem or runs.another(run, header, RESULTS)
         if problem:
             parser.error(problem)
-        net = start_head(args.head, data)
+        net = start_head(args.head, data, recipe.seed)
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
     if not runs.held(run, RESULTS):  # else they were made with what is written there

@@ -99,8 +99,10 @@ class Sampler:
         return np.random.default_rng((self._seed, step, 3)).choice(self._chat, count)
 
 
-def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> AffectNet:
-    """A fresh network on the pretrained encoder, with what the mode freezes frozen."""
+def build(recipe: Recipe, weights: Path | None, widths: dict[str, int], seed: int) -> AffectNet:
+    """A fresh network on the pretrained encoder, with what the mode freezes frozen; ``seed`` alone
+    says what its heads start from."""
+    torch.manual_seed(seed)
     net = AffectNet(load_minilm(weights), **widths)
     if recipe.mode == "frozen":
         net.body.requires_grad_(False)
@@ -111,6 +113,19 @@ def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> Affec
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
         net.body.requires_grad_(False)
         net.body = cast(MiniLM, inject_adapter_in_model(config, net.body))
+    return net
+
+
+def merged(net: AffectNet) -> AffectNet:
+    """``net`` with its low-rank updates added to the weights they update: plain layers, which say
+    the same and are saved under the names that every other mode has."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(net.body.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            place, _, own = name.rpartition(".")
+            setattr(net.body.get_submodule(place), own, layer.get_base_layer())
     return net
 
 
@@ -291,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = np.concatenate([rows, data.rows("unlabelled")])
     vectors = None
     if recipe.mode == "frozen":
-        began, fresh = time.monotonic(), build(recipe, args.weights, widths)
+        began, fresh = time.monotonic(), build(recipe, args.weights, widths, recipe.seed)
         vectors = pooled_vectors(fresh, data, rows, run, device)
         print(f"{len(rows)} frozen vectors {time.monotonic() - began:.0f} s", flush=True)
     total: Outputs | None = None
@@ -299,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         seed, kept = recipe.seed * 100 + i + 1, run / f"teacher{i}.npz"
         if not kept.exists():
             net = fit(
-                build(recipe, args.weights, widths), data, recipe, run,
+                build(recipe, args.weights, widths, seed), data, recipe, run,
                 name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
             outputs = predict(net, data, rows, device, vectors=vectors)
@@ -317,14 +332,16 @@ def main(argv: list[str] | None = None) -> int:
         report(run, "ensemble", data, mean)
         teacher = {k: v.astype(np.float16) for k, v in mean.items()}
     final = run / "head.safetensors"
-    net = build(recipe, args.weights, widths)
     steps = recipe.student_steps if teacher else recipe.steps
-    if final.exists() and recipe.mode != "lora":
+    if final.exists():
+        net = AffectNet(load_minilm(args.weights), **widths)
         net.load_state_dict(load_file(final))
         net = net.to(device).eval()
     else:
+        net = build(recipe, args.weights, widths, recipe.seed)
         net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
                   device=device, teacher=teacher, vectors=vectors)  # fmt: skip
+        net = merged(net) if recipe.mode == "lora" else net
         part = final.with_suffix(".part")
         save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
         part.replace(final)
