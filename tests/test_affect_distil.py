@@ -22,6 +22,8 @@ from trainers.affect.head import (
     curves,
     distil,
     distil_teachers,
+    export,
+    measure,
     prepare,
     runs,
     texts,
@@ -594,3 +596,44 @@ def test_ridge_on_emobank_takes_prose_and_arousal_and_nothing_else() -> None:
     assert np.corrcoef(found["arousal"][rows], vectors[:, 1])[0, 1] > 0.7
     assert np.array_equal(found["axes"][other], wide["axes"][other])
     assert np.array_equal(found["axes"][:, 1:], wide["axes"][:, 1:])
+
+
+def without_emobank(per_part: int) -> Prepared:
+    """EmoBank's rows as rows of the pool, so that the set has none."""
+    source = prepared(per_part).source.copy()
+    source[source == SOURCES.index("emobank")] = SOURCES.index("llm_label")
+    return prepared(per_part, source=source)
+
+
+def test_without_emobank_the_wide_teachers_stay_as_they_are() -> None:
+    data = without_emobank(12)
+    rows = wide.choose(data, limit=4, seed=0)
+    vectors = np.random.default_rng(0).normal(size=(len(rows), 8)).astype(np.float32)
+    said = {"axes": np.nan_to_num(data.axes), "arousal": np.zeros(len(data.part), np.float32)}
+    found = distil_teachers.published_teacher(data, vectors, rows, said)
+    assert found.keys() == said.keys()
+    assert all(np.array_equal(found[name], said[name]) for name in said)
+
+
+def test_without_emobank_the_arousal_head_stays_what_it_was() -> None:
+    data = without_emobank(12)
+    net = distil.start_head(SERVED, data).eval()
+    before = net.arousal.weight.clone()
+    everything = np.arange(len(data.part))
+    wanted = np.full(len(data.part), np.nan, np.float32)
+    assert torch.equal(
+        distil.fit_arousal(net, data, wanted, everything, "cpu").arousal.weight, before
+    )
+
+
+def test_figures_that_a_set_does_not_measure_are_unknown_and_no_loss() -> None:
+    data = without_emobank(120)
+    axes = np.nan_to_num(data.axes)
+    table = measure.everything(data, axes, arousal=axes[:, 2])
+    found = {name: value for name, value, _ in measure.summary(table)}
+    for name in ("EmoBank arousal r", "EmoBank valence r, published dev"):
+        assert np.isnan(found[name])
+    gone = export.lost(table, table)
+    assert set(gone.values()) == {0.0} and "EmoBank arousal r" not in gone
+    silent = measure.everything(data, np.full_like(axes, np.nan), arousal=axes[:, 2])
+    assert max(export.lost(table, silent).values()) == np.inf

@@ -143,8 +143,11 @@ def fit_arousal(
 
     The head that a run starts from may have been fitted on dev (``refit``); what dev says of this
     one is not flattered by that. Of the rows that teach, those of published sets and chat are read:
-    EmoBank's for its prose, the others because nobody trained the student on their arousal.
+    EmoBank's for its prose, the others because nobody trained the student on their arousal. In a
+    set without EmoBank no teacher knows arousal, and the head stays what it was.
     """
+    if not len(data.rows("train", "emobank")):
+        return net
     chosen = np.isin(data.source[rows], [SOURCES.index(name) for name in AROUSED])
     rows = rows[
         chosen & np.isin(data.part[rows], [PARTS.index(p) for p in ("train", "unlabelled")])
