@@ -93,6 +93,15 @@ def test_a_sampler_draws_training_rows_alone() -> None:
     assert np.array_equal(sampler.labelled(3), sampler.labelled(3))
 
 
+def test_without_unlabelled_rows_the_student_learns_from_the_labelled_alone() -> None:
+    whole = prepared()
+    part = np.where(whole.part == PARTS.index("unlabelled"), PARTS.index("train"), whole.part)
+    assert len(train.Sampler(whole, train.Recipe(), 1).chat(0, 5)) == 5
+    found = train.Sampler(prepared(part=part.astype(np.uint8)), train.Recipe(), 1).chat(0, 5)
+    assert len(found) == 0 and found.dtype == np.int64
+    assert len(np.concatenate([whole.rows("train"), found])) == len(whole.rows("train"))
+
+
 def test_a_perfect_model_has_perfect_figures_and_a_flat_one_fails() -> None:
     data = prepared(per_part=60)
     perfect = np.nan_to_num(data.axes)

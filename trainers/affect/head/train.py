@@ -95,7 +95,9 @@ class Sampler:
         return rng.choice(self._pool, count, p=self._balance / self._balance.sum())
 
     def chat(self, step: int, count: int) -> NDArray[np.int64]:
-        """Unlabelled rows."""
+        """Unlabelled rows; none where the set has none."""
+        if not len(self._chat):
+            return self._chat
         return np.random.default_rng((self._seed, step, 3)).choice(self._chat, count)
 
 
