@@ -33,7 +33,7 @@ from trainers.affect.head import (
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import contrast, imitate
 from trainers.affect.head.network import Predicted
-from trainers.affect.head.prepare import _prose
+from trainers.affect.head.prepare import _chat, _prose
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.head.weights import served_weights
@@ -211,6 +211,20 @@ def test_prose_comes_in_equal_parts_from_training_documents_and_repeats_nothing_
     assert {(r["part"], r["source"], *r["context"]) for r in found} == {("unlabelled", "prose")}
     assert _prose(files, 60, 0, known) == found != _prose(files, 60, 1, known)
     assert len(_prose(files[:1], 60, 0, known)) == 35 and _prose([], 60, 0, known) == []
+
+
+def test_chat_leaves_out_what_is_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl.gz"
+    turns = ["I missed you!", "you did not call me", "sure, i will", "so you say"]
+    docs = [{"split": "train", "turns": turns}, {"split": "valid", "turns": ["not for training"]}]
+    with gzip.open(path, "wt") as file:
+        file.write("".join(json.dumps(doc) + "\n" for doc in docs))
+    assert {r["text"] for r in _chat([path], 9, 0, set())} == set(turns)
+    found = _chat([path], 9, 0, {"i missed you", "so you say"})
+    assert {r["text"] for r in found} == {"you did not call me", "sure, i will"}
+    assert {(r["part"], r["source"]) for r in found} == {("unlabelled", "chat")}
+    assert found[0]["context"] or found[1]["context"]  # what was said before may be anything
+    assert _chat([], 9, 0, {"so you say"}) == []
 
 
 @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"[1]"), gzip.compress(b"{")])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sidecars.onnx_text import TOKENIZER_FILE
-from trainers.affect.gold import GoldGuard
+from trainers.affect.gold import GoldGuard, text_key
 from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
 from trainers.affect.head.texts import write_texts
 from trainers.affect.head.variants import Neighbours, variants
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     records = table.to_dicts() + _pairs()
     try:
-        records += _chat(args.chat, args.chat_rows, args.seed)
+        measured = {r["text"] for r in records if r["part"] != "train"}
+        records += _chat(args.chat, args.chat_rows, args.seed, measured)
         records += _prose(args.prose, args.prose_rows, args.seed, {r["text"] for r in records})
     except ValueError as error:
         parser.error(str(error))
@@ -147,8 +148,10 @@ def _training_documents(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: not gzipped JSON lines of documents ({error})") from error
 
 
-def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
-    """Unlabelled messages with up to two earlier turns, from the training dialogues only."""
+def _chat(files: list[Path], limit: int, seed: int, measured: set[str]) -> list[dict[str, Any]]:
+    """Unlabelled messages with up to two earlier turns, from the training dialogues only, and none
+    whose text is among the ``measured`` ones: a teacher would say what a student is measured on.
+    Texts are the same in the gold guard's sense."""
     found = []
     for path in files:
         for doc in _training_documents(path):
@@ -158,6 +161,10 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
                     context = turns[max(0, i - 2) : i] if i % 2 else []
                     found.append({"text": text, "context": context, "source": "chat",
                                   "part": "unlabelled"})  # fmt: skip
+    known = text_key(pl.Series([r["text"] for r in found], dtype=pl.String)).is_in(
+        text_key(pl.Series(sorted(measured), dtype=pl.String)).to_list()
+    )
+    found = [record for record, is_known in zip(found, known, strict=True) if not is_known]
     picked = np.random.default_rng(seed).permutation(len(found))[:limit]
     return [found[i] for i in picked]
 
