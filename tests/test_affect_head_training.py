@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import torch
 
-from trainers.affect.head import export, measure, rowcache, train
+from trainers.affect.head import measure, rowcache, train
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import decorrelation, masked_mean
-from trainers.affect.head.network import AffectNet
+from trainers.affect.head.network import AffectNet, rebuild
 from trainers.affect.head.prepare import _some
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
 from trainers.encoder.minilm import MiniLM
@@ -306,5 +306,5 @@ def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
     assert train.main(options) == 0
     assert (run / "head.safetensors").read_bytes() == first
     assert len((run / "log.jsonl").read_text().splitlines()) == steps
-    said = train.predict(export.rebuild(run / "head.safetensors", data), data, np.arange(4), "cpu")
+    said = train.predict(rebuild(run / "head.safetensors", data), data, np.arange(4), "cpu")
     assert np.isfinite(said["axes"][:4]).all()

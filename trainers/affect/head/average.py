@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from trainers.affect.head import measure, train
+from trainers.affect.head import measure, runs, train
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.distil import start_head
 from trainers.affect.head.network import AffectNet
@@ -62,8 +62,6 @@ def choose(
 
 def main(argv: list[str] | None = None) -> int:
     """Write the head, and ``average.json`` beside it with the share and what dev said."""
-    from safetensors.torch import save_file
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,9 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         share, found = choose(heads[0], data, head, start)
     print(f"share of {args.head}: {share:g}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in between(head, start, share).items()}, part)
-    part.replace(args.out)
+    runs.save_head(args.out, between(head, start, share))
     told = {"share": share, "dev": {f"{k:g}": v for k, v in found.items()}}
     (args.out.parent / "average.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0

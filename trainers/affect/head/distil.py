@@ -42,10 +42,9 @@ from trainers.affect.head.distil_teachers import (
     standardised,
     teach,
 )
-from trainers.affect.head.export import rebuild
 from trainers.affect.head.losses import imitate
 from trainers.affect.head.measure import Array, Outputs
-from trainers.affect.head.network import AffectNet, Predicted
+from trainers.affect.head.network import AffectNet, Predicted, rebuild
 from trainers.affect.head.texts import read_texts
 from trainers.affect.head.weights import served_weights
 from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide_vectors
@@ -208,8 +207,6 @@ def other_teachers(folder: Path, header: dict[str, Any], *, named: bool) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Vectors, wide teachers, what the head says now, the student: ``OUT/head.safetensors``."""
-    from safetensors.torch import save_file
-
     parser = argparse.ArgumentParser(
         prog="limbic train affect-distil", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -237,10 +234,14 @@ def main(argv: list[str] | None = None) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     run, shared = args.out, args.teachers_in or args.out
-    data = Prepared.load(args.data)
-    rows = choose(data, recipe.limit, recipe.seed)
-    layers = [int(layer) for layer in args.layers.split(",")]
+    if recipe.teachers < 1:
+        parser.error(f"--teachers {recipe.teachers}: at least 1")
+    try:
+        layers = [int(layer) for layer in args.layers.split(",")]
+    except ValueError:
+        parser.error(f"--layers {args.layers}: numbers, with commas between them")
     try:  # all of it before anything is written, and before the vectors, which take long
+        data = Prepared.load(args.data)
         header = {"recipe": asdict(recipe), "data": data.digest, "head": runs.file_hash(args.head),
                   "encoder": args.encoder, "layers": layers, "device": device}  # fmt: skip
         problem = other_teachers(shared, header, named=args.teachers_in is not None)
@@ -252,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error).partition("\n")[0])
     if not runs.held(run, RESULTS):  # else they were made with what is written there
         runs.write_header(run, header)
+    rows = choose(data, recipe.limit, recipe.seed)
     final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / PUBLISHED
     if not whole.exists():
         try:
@@ -282,9 +284,10 @@ def main(argv: list[str] | None = None) -> int:
     if not final.exists():
         net = student(net, data, teacher, Draw(data, rows, recipe), recipe, run, device)
         net = fit_arousal(net, data, wide["arousal"], rows, device)
-        part = final.with_suffix(".part")
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
-        part.replace(final)
+        try:
+            runs.save_head(final, net.state_dict())
+        except ValueError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         (run / "student.ckpt").unlink(missing_ok=True)
     net = start_head(final, data).to(device).eval()
     said = train.predict(net, data, train.measured_rows(data), device, batch=128)

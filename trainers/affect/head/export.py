@@ -18,31 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sidecars.onnx_text import MODEL_FILE, TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
 from trainers.affect.head.measure import CLOSE, error_of
-from trainers.affect.head.network import AffectNet, Served
+from trainers.affect.head.network import AffectNet, Served, rebuild
 from trainers.affect.head.served import answers as served_answers
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
 from trainers.encoder.export import copy_tokenizer, export_onnx
 from trainers.encoder.float_graph import write_float_graph
 from trainers.encoder.manifest import write_manifest
-from trainers.encoder.minilm import load_minilm
 
 GATE = 0.01
 Array = NDArray[np.float32]
-
-
-def rebuild(path: Path, data: Prepared) -> AffectNet:
-    """The network of a run, on the CPU in float32."""
-    widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
-    net = AffectNet(load_minilm(), **widths)
-    net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return net.eval()
 
 
 @torch.inference_mode()
@@ -118,11 +108,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", default="1", help="of the model, in its manifest")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the exported file said")
     args = parser.parse_args(argv)
-    for path in (args.data, args.head):
+    for path in (args.data, args.data.with_suffix(".json"), args.head):
         if not path.is_file():
             parser.error(f"{path}: no such file")
-    data = Prepared.load(args.data)
-    net = rebuild(args.head, data)
+    try:
+        data = Prepared.load(args.data)
+        net = rebuild(args.head, data)
+    except ValueError as error:
+        parser.error(str(error))
     rows = measure.rows_measured(data)
     out = run_torch(net, data, np.union1d(rows, data.rows("dev", "llm_label")), args.head.parent)
     curve = fit_confidence(net, data, out)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECIPE_FILE = "recipe.json"
 MODEL_FILE = "model.onnx"  # a served folder's weights
@@ -85,3 +88,25 @@ def _differences(before: dict[str, Any], header: dict[str, Any]) -> list[str]:
         if name not in ("recipe", *ELSEWHERE) and known and before.get(name) != value:
             found.append(name)
     return found
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str:
+    """The name of a weight that is not a finite number; empty where all are. A head with one
+    answers nothing."""
+    return next((n for n, value in weights.items() if not bool(value.isfinite().all())), "")
+
+
+def save_head(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a head's weights, whole or not at all.
+
+    Raises:
+        ValueError: one of them is not finite.
+    """
+    # Imported here: what only reads a run's recipe needs no PyTorch.
+    from safetensors.torch import save_file
+
+    if name := not_finite(weights):
+        raise ValueError(f"{path}: not saved, {name} is not finite")
+    part = path.with_suffix(".part")
+    save_file({name: value.contiguous().cpu() for name, value in weights.items()}, part)
+    part.replace(path)

@@ -27,7 +27,8 @@ from trainers.affect.head import curves, measure, runs
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.measure import Outputs
-from trainers.affect.head.network import AffectNet, Predicted
+from trainers.affect.head.network import AffectNet, Predicted, rebuild
+from trainers.affect.head.vader import read_lexicon
 from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import MiniLM, load_minilm
 
@@ -269,8 +270,6 @@ def measured_rows(data: Prepared) -> NDArray[np.int64]:
 
 def main(argv: list[str] | None = None) -> int:
     """Train teachers and student; the student's weights are ``RUN/head.safetensors``."""
-    from safetensors.torch import load_file, save_file
-
     parser = argparse.ArgumentParser(prog="limbic train affect", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -290,7 +289,17 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = Prepared.load(args.data)
+    if recipe.pool < 1 and recipe.mode == "frozen" and recipe.decorrelation:
+        # The term draws rows of the pool, which have vectors only where they may be drawn.
+        parser.error(f"--pool {recipe.pool}: at least 1, or --decorrelation 0")
+    if args.lexicon and not args.compare:
+        parser.error("--lexicon is for --compare")
+    try:
+        data = Prepared.load(args.data)
+        if args.lexicon:
+            read_lexicon(args.lexicon)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     run = args.out
     try:
@@ -319,6 +328,8 @@ def main(argv: list[str] | None = None) -> int:
                 build(recipe, args.weights, widths, seed), data, recipe, run,
                 name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
+            if bad := runs.not_finite(net.state_dict()):
+                parser.exit(1, f"{parser.prog}: teacher{i} not kept, {bad} is not finite\n")
             outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
             part = run / "part.npz"
@@ -336,17 +347,19 @@ def main(argv: list[str] | None = None) -> int:
     final = run / "head.safetensors"
     steps = recipe.student_steps if teacher else recipe.steps
     if final.exists():
-        net = AffectNet(load_minilm(args.weights), **widths)
-        net.load_state_dict(load_file(final))
-        net = net.to(device).eval()
+        try:
+            net = rebuild(final, data).to(device)
+        except ValueError as error:
+            parser.error(str(error))
     else:
         net = build(recipe, args.weights, widths, recipe.seed)
         net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
                   device=device, teacher=teacher, vectors=vectors)  # fmt: skip
         net = merged(net) if recipe.mode == "lora" else net
-        part = final.with_suffix(".part")
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
-        part.replace(final)
+        try:
+            runs.save_head(final, net.state_dict())
+        except ValueError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
     outputs = predict(net, data, measured_rows(data), device, vectors=vectors)
     report(run, "student", data, outputs)
     if args.compare:
