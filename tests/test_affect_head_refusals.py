@@ -66,6 +66,21 @@ def test_a_head_that_is_no_safetensors_file_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [export.main, average.main])
+@pytest.mark.parametrize("beside", ["recipe.json", "average.json"])
+def test_a_head_of_another_set_is_refused(
+    command: Command, beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = command_line(tmp_path, command)
+    (tmp_path / beside).write_text('{"recipe": {}, "data": "older"}')
+    said = refused(command, argv, capsys)
+    assert f"{tmp_path / 'head'}: made with another set (older… instead of synthetic…)" in said
+    (tmp_path / beside).write_text('{"recipe": {}, "data": "synthetic"}')
+    assert runs.another_set(tmp_path / "head", "synthetic") == ""
+    (tmp_path / beside).write_text('{"share": 0.5}')  # from before it was written down
+    assert runs.another_set(tmp_path / "head", "other") == ""
+
+
 def test_weights_of_something_else_or_not_finite_are_no_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

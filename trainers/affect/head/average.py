@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--share {args.share}: from 0 to 1")
     try:
         data = Prepared.load(args.data)
+        if problem := runs.another_set(args.head, data.digest):
+            parser.error(problem)
         heads = [start_head(path, data) for path in (args.head, args.start)]
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"share of {args.head}: {share:g}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     runs.save_head(args.out, between(head, start, share))
-    told = {"share": share, "dev": {f"{k:g}": v for k, v in found.items()}}
+    told = {"share": share, "data": data.digest, "dev": {f"{k:g}": v for k, v in found.items()}}
     (args.out.parent / "average.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0
 

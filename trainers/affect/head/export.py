@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sidecars.onnx_text import MODEL_FILE, TextModel
-from trainers.affect.head import measure
+from trainers.affect.head import measure, runs
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
 from trainers.affect.head.measure import CLOSE, error_of
 from trainers.affect.head.network import AffectNet, Served, rebuild
@@ -113,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{path}: no such file")
     try:
         data = Prepared.load(args.data)
+        if problem := runs.another_set(args.head, data.digest):
+            parser.error(problem)
         net = rebuild(args.head, data)
     except ValueError as error:
         parser.error(str(error))

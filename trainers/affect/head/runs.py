@@ -1,4 +1,4 @@
-"""What a run's folder says of itself: with which recipe, set and head its files were made.
+"""What a folder of results says of itself: with which recipe, set and head they were made.
 
 A stopped run goes on when its command is repeated, out of what lies in its folder. A folder that
 holds results is therefore never taken for another command's: ``another`` says what differs.
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.json"
 MODEL_FILE = "model.onnx"  # a served folder's weights
+# Files that name the set their folder's results were made with.
+SETS = (RECIPE_FILE, "average.json", "manifest.json", "affect-report.json")
 ELSEWHERE = ("device",)  # a run may go on on another device
 LATER = ("head", "weights")  # runs from before these were written down hold none
 
@@ -78,6 +80,28 @@ def another(run: Path, header: dict[str, Any], patterns: Iterable[str]) -> str:
     if not differ:
         return ""
     return f"{run}: holds a run with another {', '.join(differ)}; give another --out"
+
+
+def set_of(folder: Path) -> str | None:
+    """The digest of the set that the results in ``folder`` were made with: a run's, an averaged
+    head's, an exported model's or a report's; None where nothing says."""
+    for name in SETS:
+        try:
+            found = json.loads((folder / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        for table in (found, *found.values()) if isinstance(found, dict) else ():
+            if isinstance(table, dict) and isinstance(table.get("data"), str):
+                return str(table["data"])
+    return None
+
+
+def another_set(result: Path, digest: str) -> str:
+    """Why ``result`` is not of the set of this digest; empty where it is, or nothing says."""
+    before = set_of(result.parent)
+    if before is None or before == digest:
+        return ""
+    return f"{result}: made with another set ({before[:12]}… instead of {digest[:12]}…)"
 
 
 def _differences(before: dict[str, Any], header: dict[str, Any]) -> list[str]:
