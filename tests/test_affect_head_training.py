@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trainers.affect.head import measure, rowcache, train
-from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
+from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared, digest_of
 from trainers.affect.head.losses import decorrelation, masked_mean
 from trainers.affect.head.network import AffectNet, rebuild
 from trainers.affect.head.prepare import _some
@@ -153,6 +153,20 @@ def test_a_set_that_an_older_prepare_wrote_is_refused_in_one_line(tmp_path: Path
     with pytest.raises(ValueError, match=r"torn\.npz: cannot be read"):
         Prepared.load(tmp_path / "torn.npz")
     assert Prepared.load(tmp_path / "new.npz").digest == "synthetic"
+
+
+def test_a_change_in_any_array_is_another_set() -> None:
+    data = prepared()
+    arrays = {k: getattr(data, k) for k in Prepared.__dataclass_fields__ if k != "digest"}
+    digest = digest_of(arrays)
+    assert digest == digest_of(dict(reversed(arrays.items())))
+    for name, array in arrays.items():
+        changed = array.copy()
+        changed.flat[0] = not changed.flat[0] if array.dtype == bool else 7
+        assert digest_of({**arrays, name: changed}) != digest, name
+        assert digest_of({**arrays, name: array[:-1]}) != digest, name
+    wider = {**arrays, "weight": arrays["weight"].astype(np.float64)}
+    assert digest_of(wider) != digest
 
 
 def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:

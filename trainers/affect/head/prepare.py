@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from tokenizers import Tokenizer
 
 from sidecars.onnx_text import TOKENIZER_FILE
 from trainers.affect.gold import GoldGuard, text_key
-from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
+from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS, digest_of
 from trainers.affect.head.texts import write_texts
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.shards import load_part
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.variants:
         records += variants(records, _neighbours(), args.variants, args.seed)
     arrays = _arrays(records, names)
-    arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
+    arrays["digest"] = np.array(digest_of(arrays))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
     write_texts(args.out, str(arrays["digest"]), records)
