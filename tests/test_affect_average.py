@@ -47,7 +47,9 @@ def test_every_weight_lies_between_the_two_but_those_of_arousal(
     for name, value in found.items():
         moved = 0.0 if name.startswith("arousal.") else 0.0075
         assert torch.allclose(value, head[name] + moved, atol=1e-5), name
-    assert json.loads((out.parent / "average.json").read_text()) == {"share": 0.25, "dev": {}}
+    assert json.loads((out.parent / "average.json").read_text()) == {
+        "share": 0.25, "data": "synthetic", "dev": {},
+    }  # fmt: skip
 
 
 @pytest.mark.model

@@ -18,11 +18,22 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tests.test_affect_head_training import EMOTIONS, FILM, INTENSITY, prepared, saved
-from trainers.affect.head import curves, distil, distil_teachers, prepare, texts, train, wide
+from trainers.affect.head import (
+    curves,
+    distil,
+    distil_teachers,
+    export,
+    measure,
+    prepare,
+    runs,
+    texts,
+    train,
+    wide,
+)
 from trainers.affect.head.arrays import AXES, PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.losses import contrast, imitate
 from trainers.affect.head.network import Predicted
-from trainers.affect.head.prepare import _prose
+from trainers.affect.head.prepare import _chat, _prose
 from trainers.affect.head.texts import Message
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.head.weights import served_weights
@@ -202,6 +213,20 @@ def test_prose_comes_in_equal_parts_from_training_documents_and_repeats_nothing_
     assert len(_prose(files[:1], 60, 0, known)) == 35 and _prose([], 60, 0, known) == []
 
 
+def test_chat_leaves_out_what_is_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl.gz"
+    turns = ["I missed you!", "you did not call me", "sure, i will", "so you say"]
+    docs = [{"split": "train", "turns": turns}, {"split": "valid", "turns": ["not for training"]}]
+    with gzip.open(path, "wt") as file:
+        file.write("".join(json.dumps(doc) + "\n" for doc in docs))
+    assert {r["text"] for r in _chat([path], 9, 0, set())} == set(turns)
+    found = _chat([path], 9, 0, {"i missed you", "so you say"})
+    assert {r["text"] for r in found} == {"you did not call me", "sure, i will"}
+    assert {(r["part"], r["source"]) for r in found} == {("unlabelled", "chat")}
+    assert found[0]["context"] or found[1]["context"]  # what was said before may be anything
+    assert _chat([], 9, 0, {"so you say"}) == []
+
+
 @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"[1]"), gzip.compress(b"{")])
 def test_a_file_that_holds_no_documents_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "docs.jsonl.gz"
@@ -325,6 +350,18 @@ def test_the_shipped_head_is_where_a_run_may_start() -> None:
         assert np.array_equal(net.state_dict()[name].numpy(), value), name
 
 
+def test_heads_that_only_training_has_start_from_the_seed_alone() -> None:
+    found = []
+    for disturbance, seed in ((1, 5), (2, 5), (1, 6)):
+        torch.manual_seed(disturbance)
+        found.append(distil.start_head(SERVED, prepared(), seed).state_dict())
+    first, again, other = found
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert {n for n in first if not torch.equal(first[n], other[n])} == {
+        f"{name}.{part}" for name in ("film", "intensity") for part in ("weight", "bias")
+    }
+
+
 @pytest.mark.model
 def test_the_arousal_head_alone_follows_the_teacher_and_never_sees_dev() -> None:
     data = with_variants(40)
@@ -425,6 +462,7 @@ def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
         (["--teachers", "2"], "its teachers were made with another teachers;"),
         (["--layers", "1"], "its teachers were made with another layers;"),
         (["--teachers-in", str(tmp_path / "none")], "holds no run"),
+        (["--teachers-in", str(second)], "holds no teachers; give the folder of the first round"),
     ):
         with pytest.raises(SystemExit) as end:
             distil.main([*again, *more])
@@ -433,6 +471,87 @@ def test_a_further_round_takes_the_teachers_of_the_first_and_no_other_recipes(
     with pytest.raises(SystemExit):
         distil.main(again)
     assert "not what a run writes" in capsys.readouterr().err.splitlines()[-1]
+
+
+class Started(Exception):
+    """The run got to where it reads its head: it was not refused."""
+
+
+def distilled(tmp_path: Path, *more: str) -> list[str]:
+    """A command on a head of a few bytes, whose folder holds what it said before."""
+    arrays, head = saved(prepared(), tmp_path / "set.npz"), tmp_path / "head.safetensors"
+    if not head.exists():
+        head.write_bytes(b"weights")
+    return ["--data", str(arrays), "--head", str(head), "--out", str(tmp_path / "run"), *more]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that wrote its recipe and what its head said."""
+
+    def start(*_: Any) -> None:
+        raise Started
+
+    argv = distilled(tmp_path)
+    monkeypatch.setattr(distil, "start_head", lambda *_: None)
+    monkeypatch.setattr(distil, "read_texts", start)
+    with pytest.raises(Started):
+        distil.main(argv)
+    monkeypatch.setattr(distil, "start_head", start)
+    (tmp_path / "run" / "own.npz").touch()
+    return tmp_path / "run"
+
+
+def test_what_another_head_recipe_or_set_left_is_never_taken(
+    started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, before = started.parent, (started / "recipe.json").read_text()
+    assert len(json.loads(before)["head"]) == 64
+    with pytest.raises(Started):
+        distil.main(distilled(folder))
+    (folder / "other").write_bytes(b"other weights")
+    saved(prepared(digest="another"), folder / "other.npz")
+    for option, value, said in (
+        ("--head", str(folder / "other"), "another head;"),
+        ("--data", str(folder / "other.npz"), "another data;"),
+        ("--imitation", "4", "another imitation;"),
+        ("--layers", "2", "another layers;"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            distil.main(distilled(folder, option, value))
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert end.value.code == 2 and said in told and "give another --out" in told
+        assert (started / "recipe.json").read_text() == before
+    (started / "recipe.json").unlink()
+    with pytest.raises(SystemExit):
+        distil.main(distilled(folder))
+    assert "own.npz without a recipe.json" in capsys.readouterr().err.splitlines()[-1]
+    assert not (started / "recipe.json").exists()
+
+
+def test_a_run_from_before_its_head_was_written_down_goes_on(started: Path) -> None:
+    path = started / "recipe.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in header.items() if k != "head"}))
+    with pytest.raises(Started):
+        distil.main(distilled(started.parent))
+    assert "head" not in json.loads(path.read_text())  # which it was, nobody knows
+
+
+def test_another_device_is_no_other_run(started: Path) -> None:
+    header = {**json.loads((started / "recipe.json").read_text()), "device": "elsewhere"}
+    assert runs.another(started, header, distil.RESULTS) == ""
+
+
+def test_teachers_are_never_made_inside_the_folder_of_a_further_round(
+    started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = distilled(started.parent, "--teachers-in", str(started))
+    with pytest.raises(SystemExit):
+        distil.main([*argv, "--out", str(started.parent / "third")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "holds no teachers; give the folder of the first round" in said
+    assert not (started.parent / "third").exists()
 
 
 def test_a_missing_encoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,3 +610,44 @@ def test_ridge_on_emobank_takes_prose_and_arousal_and_nothing_else() -> None:
     assert np.corrcoef(found["arousal"][rows], vectors[:, 1])[0, 1] > 0.7
     assert np.array_equal(found["axes"][other], wide["axes"][other])
     assert np.array_equal(found["axes"][:, 1:], wide["axes"][:, 1:])
+
+
+def without_emobank(per_part: int) -> Prepared:
+    """EmoBank's rows as rows of the pool, so that the set has none."""
+    source = prepared(per_part).source.copy()
+    source[source == SOURCES.index("emobank")] = SOURCES.index("llm_label")
+    return prepared(per_part, source=source)
+
+
+def test_without_emobank_the_wide_teachers_stay_as_they_are() -> None:
+    data = without_emobank(12)
+    rows = wide.choose(data, limit=4, seed=0)
+    vectors = np.random.default_rng(0).normal(size=(len(rows), 8)).astype(np.float32)
+    said = {"axes": np.nan_to_num(data.axes), "arousal": np.zeros(len(data.part), np.float32)}
+    found = distil_teachers.published_teacher(data, vectors, rows, said)
+    assert found.keys() == said.keys()
+    assert all(np.array_equal(found[name], said[name]) for name in said)
+
+
+def test_without_emobank_the_arousal_head_stays_what_it_was() -> None:
+    data = without_emobank(12)
+    net = distil.start_head(SERVED, data).eval()
+    before = net.arousal.weight.clone()
+    everything = np.arange(len(data.part))
+    wanted = np.full(len(data.part), np.nan, np.float32)
+    assert torch.equal(
+        distil.fit_arousal(net, data, wanted, everything, "cpu").arousal.weight, before
+    )
+
+
+def test_figures_that_a_set_does_not_measure_are_unknown_and_no_loss() -> None:
+    data = without_emobank(120)
+    axes = np.nan_to_num(data.axes)
+    table = measure.everything(data, axes, arousal=axes[:, 2])
+    found = {name: value for name, value, _ in measure.summary(table)}
+    for name in ("EmoBank arousal r", "EmoBank valence r, published dev"):
+        assert np.isnan(found[name])
+    gone = export.lost(table, table)
+    assert set(gone.values()) == {0.0} and "EmoBank arousal r" not in gone
+    silent = measure.everything(data, np.full_like(axes, np.nan), arousal=axes[:, 2])
+    assert max(export.lost(table, silent).values()) == np.inf

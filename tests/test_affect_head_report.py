@@ -306,11 +306,11 @@ def test_a_card_is_renewed_between_its_marks_alone(tmp_path: Path) -> None:
 
 
 class Runner:
-    """Stands for ``subprocess.run``: makes each stage's output, or fails at one."""
+    """Stands for ``subprocess.run``: makes each stage's output, or fails at one, or at its gate."""
 
-    def __init__(self, chain: list[reproduce.Stage], fail: str = "") -> None:
+    def __init__(self, chain: list[reproduce.Stage], fail: str = "", gate: str = "") -> None:
         self.outputs = {stage.module: stage for stage in chain}
-        self.fail, self.ran = fail, []
+        self.fail, self.gate, self.ran = fail, gate, []
 
     def __call__(self, argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         stage = self.outputs[argv[2]]
@@ -319,7 +319,7 @@ class Runner:
             return subprocess.CompletedProcess(argv, 3)
         stage.output.parent.mkdir(parents=True, exist_ok=True)
         stage.output.write_text("done")
-        return subprocess.CompletedProcess(argv, 0)
+        return subprocess.CompletedProcess(argv, int(stage.name == self.gate))
 
 
 def test_a_chain_that_stopped_goes_on_where_it_was(
@@ -398,6 +398,67 @@ def test_a_full_chain_does_not_take_quick_results_for_its_own(
         reproduce.main(argv)
     assert caught.value.code == 2
     assert "holds a quick chain" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_chain_of_other_data_or_another_encoder_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    chain = reproduce.stages(tmp_path, out, quick=False, lexicon=None, rounds=1)
+    monkeypatch.setattr(reproduce.subprocess, "run", Runner(chain))
+    argv = ["--data", str(tmp_path), "--out", str(out), "--rounds", "1"]
+    assert reproduce.main(argv) == 0 == reproduce.main(argv)
+    for more, said in (
+        (["--data", str(other)], f"holds a full chain of 1 rounds from {tmp_path};"),
+        (["--encoder", "big"], "holds a full chain of 1 rounds with the default encoder;"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            reproduce.main([*argv, *more])
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    # A chain from before these were written down is anyone's, once.
+    (out / reproduce.CHAIN_FILE).write_text('{"quick": false, "rounds": 1}')
+    assert reproduce.main([*argv, "--encoder", "big"]) == 0
+    with pytest.raises(SystemExit):
+        reproduce.main(argv)
+    assert "with big;" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gate_that_failed_is_not_forgotten_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = reproduce.stages(tmp_path, tmp_path / "out", quick=True, lexicon=None)
+    runner = Runner(chain, gate="export")
+    monkeypatch.setattr(reproduce.subprocess, "run", runner)
+    assert reproduce.run_chain(chain) == 1
+    assert runner.ran[-2:] == ["export", "report"]
+    assert reproduce.run_chain(chain) == 1
+    assert runner.ran[-2:] == ["export", "report"] and len(runner.ran) == len(chain)
+    assert "its gate failed: 1" in capsys.readouterr().out
+    export = next(stage for stage in chain if stage.name == "export")
+    export.output.unlink()
+    runner.gate = ""
+    assert reproduce.run_chain(chain) == 0 == reproduce.run_chain(chain)
+    assert runner.ran[len(chain) :] == ["export"]
+
+
+def test_results_of_a_set_that_was_rebuilt_as_another_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = reproduce.stages(tmp_path, tmp_path / "out", quick=True, lexicon=None)
+    runner = Runner(chain)
+    monkeypatch.setattr(reproduce.subprocess, "run", runner)
+    arrays, head = chain[1].output, chain[2].output
+    assert reproduce.run_chain(chain) == 0
+    saved(prepared(), arrays)
+    (head.parent / "recipe.json").write_text('{"recipe": {}, "data": "synthetic"}')
+    assert reproduce.run_chain(chain) == 0
+    saved(prepared(digest="another"), arrays)
+    assert reproduce.run_chain(chain) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"{head}: made with another set" in told[0]
+    assert len(runner.ran) == len(chain)
 
 
 # A stage that is killed half way, the first time it runs, and leaves a torn output beside its own.

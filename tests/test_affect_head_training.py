@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from trainers.affect.head import measure, rowcache, train
-from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
+from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared, digest_of
 from trainers.affect.head.losses import decorrelation, masked_mean
+from trainers.affect.head.network import AffectNet, rebuild
 from trainers.affect.head.prepare import _some
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
+from trainers.encoder.minilm import MiniLM
 
 EMOTIONS, FILM, INTENSITY = 28, 9, 5
 
@@ -55,6 +57,17 @@ def prepared(per_part: int = 12, **changes: Any) -> Prepared:
     return Prepared(**{**fields, **changes})
 
 
+def small_minilm() -> MiniLM:
+    """An encoder of one layer with the same weights each time, whatever the generator's state."""
+    net = MiniLM()
+    net.blocks = net.blocks[:1]
+    with torch.no_grad():
+        for i, parameter in enumerate(net.parameters()):
+            generator = torch.Generator().manual_seed(i)
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
 def test_what_nobody_measured_changes_no_loss() -> None:
     values = torch.tensor([1.0, 5.0, 3.0])
     known = torch.tensor([True, False, True])
@@ -78,6 +91,15 @@ def test_a_sampler_draws_training_rows_alone() -> None:
         assert set(sampler.labelled(step).tolist()) <= allowed
         assert set(sampler.balanced(step, 16).tolist()) <= allowed
     assert np.array_equal(sampler.labelled(3), sampler.labelled(3))
+
+
+def test_without_unlabelled_rows_the_student_learns_from_the_labelled_alone() -> None:
+    whole = prepared()
+    part = np.where(whole.part == PARTS.index("unlabelled"), PARTS.index("train"), whole.part)
+    assert len(train.Sampler(whole, train.Recipe(), 1).chat(0, 5)) == 5
+    found = train.Sampler(prepared(part=part.astype(np.uint8)), train.Recipe(), 1).chat(0, 5)
+    assert len(found) == 0 and found.dtype == np.int64
+    assert len(np.concatenate([whole.rows("train"), found])) == len(whole.rows("train"))
 
 
 def test_a_perfect_model_has_perfect_figures_and_a_flat_one_fails() -> None:
@@ -133,6 +155,20 @@ def test_a_set_that_an_older_prepare_wrote_is_refused_in_one_line(tmp_path: Path
     assert Prepared.load(tmp_path / "new.npz").digest == "synthetic"
 
 
+def test_a_change_in_any_array_is_another_set() -> None:
+    data = prepared()
+    arrays = {k: getattr(data, k) for k in Prepared.__dataclass_fields__ if k != "digest"}
+    digest = digest_of(arrays)
+    assert digest == digest_of(dict(reversed(arrays.items())))
+    for name, array in arrays.items():
+        changed = array.copy()
+        changed.flat[0] = not changed.flat[0] if array.dtype == bool else 7
+        assert digest_of({**arrays, name: changed}) != digest, name
+        assert digest_of({**arrays, name: array[:-1]}) != digest, name
+    wider = {**arrays, "weight": arrays["weight"].astype(np.float64)}
+    assert digest_of(wider) != digest
+
+
 def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
     rows = [(part, source) for part, n in (("train", 60), ("dev", 20), ("test", 20), ("gold", 9))
             for source in ("llm_label", "xed") for _ in range(n)]  # fmt: skip
@@ -145,12 +181,47 @@ def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
     assert found["gold", "llm_label"] == 9
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_network_starts_from_its_seed_alone(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_minilm", lambda _: small_minilm())
+    found = []
+    for disturbance, seed in ((1, 5), (2, 5), (1, 6)):
+        torch.manual_seed(disturbance)
+        found.append(train.build(train.Recipe(mode=mode), None, {}, seed).state_dict())
+    first, again, other = found
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["axes.0.weight"], other["axes.0.weight"])
+
+
+def test_merged_updates_say_the_same_in_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_minilm", lambda _: small_minilm())
+    data = prepared()
+    plain = train.build(train.Recipe(), None, {}, 0).eval()
+    net = train.build(train.Recipe(mode="lora"), None, {}, 0).eval()
+    with torch.no_grad():
+        for name, parameter in net.body.named_parameters():
+            if "lora_B" in name:  # starts at zero, which would update nothing
+                parameter.normal_(0, 0.1)
+    rows = data.rows("gold")
+
+    def said(of: AffectNet) -> torch.Tensor:
+        with torch.inference_mode():
+            return of(*(torch.as_tensor(a) for a in data.batch(rows))).axes
+
+    before = said(net)
+    assert not torch.allclose(before, said(plain), atol=1e-3)
+    found = train.merged(net)
+    assert torch.allclose(said(found), before, atol=1e-5)
+    plain.load_state_dict(found.state_dict())  # the same names
+    assert torch.equal(said(plain), said(found))
+
+
 @pytest.mark.model
 def test_a_frozen_encoder_runs_once_a_row_and_never_for_another_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = prepared()
-    net = train.build(train.Recipe(mode="frozen"), None, {})
+    net = train.build(train.Recipe(mode="frozen"), None, {}, 0)
     encoded: list[int] = []
     whole = net.pooled
     monkeypatch.setattr(net, "pooled", lambda *a: encoded.append(len(a[0])) or whole(*a))
@@ -197,12 +268,47 @@ def test_a_cache_keeps_what_was_done_when_the_run_broke_off(
     assert len(cache().read()[0]) == 0
 
 
+def test_what_another_recipe_set_or_encoder_left_is_never_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Started(Exception):
+        """The run got to where it builds its network: it was not refused."""
+
+    def start(*_: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr(train, "build", start)
+    run, encoder = tmp_path / "run", tmp_path / "encoder.safetensors"
+    encoder.write_bytes(b"weights")
+    argv = ["--data", str(saved(prepared(), tmp_path / "set.npz")), "--out", str(run)]
+    for result in ("teacher0.npz", "student.ckpt", "head.safetensors"):
+        with pytest.raises(Started):
+            train.main(argv)
+        before = (run / "recipe.json").read_text()
+        (run / result).touch()
+        for option, value, said in (
+            ("--steps", "5", "another steps;"),
+            ("--mode", "frozen", "another mode;"),
+            ("--mode", "half", "choose full, lora, frozen"),
+            ("--data", str(saved(prepared(digest="b"), tmp_path / "b.npz")), "another data;"),
+            ("--weights", str(encoder), "another weights;"),
+        ):
+            with pytest.raises(SystemExit) as end:
+                train.main([*argv, option, value])
+            assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+            assert (run / "recipe.json").read_text() == before
+        (run / result).unlink()
+
+
 @pytest.mark.model
-def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["frozen", "lora"])
+def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
+    tmp_path: Path, mode: str
+) -> None:
     data = prepared(per_part=96)
     file = saved(data, tmp_path / "set.npz")
     options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
-               "--mode", "frozen", "--teachers", "1", "--steps", "2", "--student-steps", "2",
+               "--mode", mode, "--teachers", "1", "--steps", "2", "--student-steps", "2",
                "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",
                "0", "--semeval", "0", "--chat", "2", "--decorrelation-rows", "4"]  # fmt: skip
     assert train.main(options) == 0
@@ -214,3 +320,5 @@ def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(tmp_path: Pat
     assert train.main(options) == 0
     assert (run / "head.safetensors").read_bytes() == first
     assert len((run / "log.jsonl").read_text().splitlines()) == steps
+    said = train.predict(rebuild(run / "head.safetensors", data), data, np.arange(4), "cpu")
+    assert np.isfinite(said["axes"][:4]).all()

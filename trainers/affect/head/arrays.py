@@ -7,9 +7,12 @@ never return them.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +32,22 @@ _PER_ROW = (
 )  # fmt: skip
 
 
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, types, shapes and values of all arrays: another label is another set."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class Prepared:
     """N rows. ``ids``/``kinds`` are flat, row i at ``starts[i]:starts[i+1]``; targets are float32:
     ``axes`` [N, 3], ``shares`` [N, 3] (weight of each axis), ``tags``, ``emotions``, ``film``,
     ``intensity`` [N, K]; ``weight`` [N]; ``part``, ``source`` codes [N]; ``groups`` [N]: the
     rows of one document, frame, thread or minimal pair share a number; they are resampled together.
+    ``digest`` names the set: ``digest_of`` its arrays, or what an older ``prepare`` hashed.
     """
 
     ids: NDArray[np.uint16]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from trainers.affect.head import measure, train
+from trainers.affect.head import measure, runs, train
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.distil import start_head
 from trainers.affect.head.network import AffectNet
@@ -62,8 +62,6 @@ def choose(
 
 def main(argv: list[str] | None = None) -> int:
     """Write the head, and ``average.json`` beside it with the share and what dev said."""
-    from safetensors.torch import save_file
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--share {args.share}: from 0 to 1")
     try:
         data = Prepared.load(args.data)
+        if problem := runs.another_set(args.head, data.digest):
+            parser.error(problem)
         heads = [start_head(path, data) for path in (args.head, args.start)]
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
@@ -90,10 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         share, found = choose(heads[0], data, head, start)
     print(f"share of {args.head}: {share:g}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in between(head, start, share).items()}, part)
-    part.replace(args.out)
-    told = {"share": share, "dev": {f"{k:g}": v for k, v in found.items()}}
+    runs.save_head(args.out, between(head, start, share))
+    told = {"share": share, "data": data.digest, "dev": {f"{k:g}": v for k, v in found.items()}}
     (args.out.parent / "average.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0
 

@@ -6,15 +6,14 @@ Wide teachers are heads alone, on the frozen middle layers of a larger encoder (
 that differ in their seed. The student is the head that ``--head`` names (a run's file or a served
 folder); it goes on learning the labels and, on labelled and unlabelled messages, the mean of the
 teachers and of what it said itself before (Hinton et al. 2015; Li and Hoiem 2016 for the latter).
-How much of each is chosen on dev. A stopped run continues when the command is repeated. A further
-round (``--round 1 --teachers-in RUN``, from where ``RUN`` ended) takes the wide teachers of ``RUN``
-and mixes them with what the head says now.
+How much of each is chosen on dev. A stopped run continues when the command is repeated; a folder
+that holds another run's results is refused. A further round (``--round 1 --teachers-in RUN``, from
+where ``RUN`` ended) takes the wide teachers of ``RUN`` and mixes them with what the head says now.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from trainers.affect.head import curves, train
+from trainers.affect.head import curves, runs, train
 from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
 from trainers.affect.head.distil_teachers import (
     LATER_ROUND,
@@ -43,16 +42,17 @@ from trainers.affect.head.distil_teachers import (
     standardised,
     teach,
 )
-from trainers.affect.head.export import rebuild
 from trainers.affect.head.losses import imitate
 from trainers.affect.head.measure import Array, Outputs
-from trainers.affect.head.network import AffectNet, Predicted
+from trainers.affect.head.network import AffectNet, Predicted, rebuild
 from trainers.affect.head.texts import read_texts
 from trainers.affect.head.weights import served_weights
 from trainers.affect.head.wide import ENCODER, LAYERS, WideEncoder, choose, wide_vectors
 from trainers.encoder.minilm import load_minilm
 
 SAVE_EVERY = 100
+RESULTS = ("own.npz", "student.ckpt", "head.safetensors")  # of one head, recipe and set
+PUBLISHED = "published.npz"  # what the wide teachers say, ridge on EmoBank included
 AROUSED = ("emobank", "goemotions", "xed", "chat", "prose")  # whose rows teach the arousal head
 AROUSAL_PENALTY = 100.0
 CHUNKS = 4  # a step's rows, sorted by length, go through the encoder in so many batches
@@ -142,8 +142,11 @@ def fit_arousal(
 
     The head that a run starts from may have been fitted on dev (``refit``); what dev says of this
     one is not flattered by that. Of the rows that teach, those of published sets and chat are read:
-    EmoBank's for its prose, the others because nobody trained the student on their arousal.
+    EmoBank's for its prose, the others because nobody trained the student on their arousal. In a
+    set without EmoBank no teacher knows arousal, and the head stays what it was.
     """
+    if not len(data.rows("train", "emobank")):
+        return net
     chosen = np.isin(data.source[rows], [SOURCES.index(name) for name in AROUSED])
     rows = rows[
         chosen & np.isin(data.part[rows], [PARTS.index(p) for p in ("train", "unlabelled")])
@@ -160,11 +163,12 @@ def fit_arousal(
     return net
 
 
-def start_head(path: Path, data: Prepared) -> AffectNet:
+def start_head(path: Path, data: Prepared, seed: int = 0) -> AffectNet:
     """The head to go on from: a run's safetensors file, or a served folder, whose int8 matrices
-    are multiplied out (heads that only training has start anew)."""
+    are multiplied out (heads that only training has start anew, from what ``seed`` says)."""
     if not path.is_dir():
         return rebuild(path, data)
+    torch.manual_seed(seed)
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     net = AffectNet(load_minilm(), **widths)
     found = {k: torch.tensor(v) for k, v in served_weights(path).items()}
@@ -177,20 +181,25 @@ def start_head(path: Path, data: Prepared) -> AffectNet:
 
 def other_teachers(folder: Path, header: dict[str, Any], *, named: bool) -> str:
     """Why the wide teachers of the run in ``folder`` are not those of ``header``; empty where they
-    are. A run's own folder (not ``named``) may hold none yet."""
-    if not named and not (folder / "wide.npz").exists():
+    are. A run's own folder (not ``named``) may hold none yet; one that is named must hold them, or
+    they would be made inside another run."""
+    kept = runs.held(folder, ("wide.npz", PUBLISHED))
+    if not named and not kept:
         return ""
-    path = folder / "recipe.json"
     try:
-        before, differ = json.loads(path.read_text()), []
-        for name, value in header["recipe"].items():
-            if name not in STUDENT_ONLY and before["recipe"].get(name) != value:
-                differ.append(name)
-        differ += [name for name in ("data", "encoder", "layers") if before[name] != header[name]]
+        before = runs.read_header(folder)
     except FileNotFoundError:
         return f"{folder}: holds no run; give the folder of one"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{path}: not what a run writes; give another folder"
+    except ValueError as error:
+        return f"{error}; give another folder"
+    if named and PUBLISHED not in kept:
+        return f"{folder}: holds no teachers; give the folder of the first round"
+    differ = [
+        name
+        for name, value in header["recipe"].items()
+        if name not in STUDENT_ONLY and before["recipe"].get(name) != value
+    ]
+    differ += [n for n in ("data", "encoder", "layers") if before.get(n) != header[n]]
     if not differ:
         return ""
     return f"{folder}: its teachers were made with another {', '.join(differ)}; give another folder"
@@ -198,8 +207,6 @@ def other_teachers(folder: Path, header: dict[str, Any], *, named: bool) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Vectors, wide teachers, what the head says now, the student: ``OUT/head.safetensors``."""
-    from safetensors.torch import save_file
-
     parser = argparse.ArgumentParser(
         prog="limbic train affect-distil", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -227,21 +234,27 @@ def main(argv: list[str] | None = None) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     run, shared = args.out, args.teachers_in or args.out
-    data = Prepared.load(args.data)
-    rows = choose(data, recipe.limit, recipe.seed)
-    layers = [int(layer) for layer in args.layers.split(",")]
-    header = {"recipe": asdict(recipe), "data": data.digest, "encoder": args.encoder,
-              "layers": layers, "device": device}  # fmt: skip
-    problem = other_teachers(shared, header, named=args.teachers_in is not None)
-    if problem:
-        parser.error(problem)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    try:  # before the vectors, which take long
-        net = start_head(args.head, data)
+    if recipe.teachers < 1:
+        parser.error(f"--teachers {recipe.teachers}: at least 1")
+    try:
+        layers = [int(layer) for layer in args.layers.split(",")]
+    except ValueError:
+        parser.error(f"--layers {args.layers}: numbers, with commas between them")
+    try:  # all of it before anything is written, and before the vectors, which take long
+        data = Prepared.load(args.data)
+        header = {"recipe": asdict(recipe), "data": data.digest, "head": runs.file_hash(args.head),
+                  "encoder": args.encoder, "layers": layers, "device": device}  # fmt: skip
+        problem = other_teachers(shared, header, named=args.teachers_in is not None)
+        problem = problem or runs.another(run, header, RESULTS)
+        if problem:
+            parser.error(problem)
+        net = start_head(args.head, data, recipe.seed)
     except (ValueError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
-    final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / "published.npz"
+    if not runs.held(run, RESULTS):  # else they were made with what is written there
+        runs.write_header(run, header)
+    rows = choose(data, recipe.limit, recipe.seed)
+    final, kept, whole = run / "head.safetensors", shared / "wide.npz", shared / PUBLISHED
     if not whole.exists():
         try:
             messages = read_texts(args.data, data)
@@ -271,9 +284,10 @@ def main(argv: list[str] | None = None) -> int:
     if not final.exists():
         net = student(net, data, teacher, Draw(data, rows, recipe), recipe, run, device)
         net = fit_arousal(net, data, wide["arousal"], rows, device)
-        part = final.with_suffix(".part")
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
-        part.replace(final)
+        try:
+            runs.save_head(final, net.state_dict())
+        except ValueError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
         (run / "student.ckpt").unlink(missing_ok=True)
     net = start_head(final, data).to(device).eval()
     said = train.predict(net, data, train.measured_rows(data), device, batch=128)

@@ -211,10 +211,12 @@ def published_teacher(data: Prepared, vectors: Array, rows: Rows, wide: Outputs)
 
     EmoBank's valence is the reader's and writer's of sentences out of context, on another scale:
     a teacher of its own follows it far better than heads shared with chat. The penalty is the one
-    with the highest r on dev.
+    with the highest r on dev. A set without EmoBank has no such teacher: ``wide`` as it is.
     """
     place = places(data, rows)
     train_rows, dev = data.rows("train", "emobank"), data.rows("dev", "emobank")
+    if not len(train_rows):
+        return wide
     x = vectors[place[train_rows]]
     found = {k: v.copy() for k, v in wide.items()}
     for axis in (0, 2):

@@ -11,37 +11,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sidecars.onnx_text import MODEL_FILE, TextModel
-from trainers.affect.head import measure
+from trainers.affect.head import measure, runs
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
 from trainers.affect.head.measure import CLOSE, error_of
-from trainers.affect.head.network import AffectNet, Served
+from trainers.affect.head.network import AffectNet, Served, rebuild
 from trainers.affect.head.served import answers as served_answers
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
 from trainers.encoder.export import copy_tokenizer, export_onnx
 from trainers.encoder.float_graph import write_float_graph
 from trainers.encoder.manifest import write_manifest
-from trainers.encoder.minilm import load_minilm
 
 GATE = 0.01
 Array = NDArray[np.float32]
-
-
-def rebuild(path: Path, data: Prepared) -> AffectNet:
-    """The network of a run, on the CPU in float32."""
-    widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
-    net = AffectNet(load_minilm(), **widths)
-    net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return net.eval()
 
 
 @torch.inference_mode()
@@ -117,11 +108,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", default="1", help="of the model, in its manifest")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the exported file said")
     args = parser.parse_args(argv)
-    for path in (args.data, args.head):
+    for path in (args.data, args.data.with_suffix(".json"), args.head):
         if not path.is_file():
             parser.error(f"{path}: no such file")
-    data = Prepared.load(args.data)
-    net = rebuild(args.head, data)
+    try:
+        data = Prepared.load(args.data)
+        if problem := runs.another_set(args.head, data.digest):
+            parser.error(problem)
+        net = rebuild(args.head, data)
+    except ValueError as error:
+        parser.error(str(error))
     rows = measure.rows_measured(data)
     out = run_torch(net, data, np.union1d(rows, data.rows("dev", "llm_label")), args.head.parent)
     curve = fit_confidence(net, data, out)
@@ -141,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     full, table = (figures(data, found, curve) for found in (out, exported))
     (args.out / "metrics.txt").write_text(_lines(full, table))
     print(_lines(full, table))
-    return 0 if max(lost(full, table).values()) <= GATE else 1
+    return 0 if max(lost(full, table).values(), default=inf) <= GATE else 1
 
 
 def figures(data: Prepared, out: dict[str, Array], curve: dict[str, float]) -> dict[str, Any]:
@@ -153,9 +149,14 @@ def figures(data: Prepared, out: dict[str, Array], curve: dict[str, float]) -> d
 
 
 def lost(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """How much of each correlation with labels went from one table to the other: the gate's."""
+    """How much of each correlation with labels went from one table to the other: the gate's. What
+    the set does not measure is not among them; what only the second does not know is all lost."""
     pairs = zip(measure.summary(before), measure.summary(after), strict=True)
-    return {k: a - b for (k, a, _), (_, b, _) in pairs if k.partition(",")[0].endswith(" r")}
+    return {
+        k: inf if isnan(b) else a - b
+        for (k, a, _), (_, b, _) in pairs
+        if k.partition(",")[0].endswith(" r") and not isnan(a)
+    }
 
 
 def _lines(full: dict[str, Any], table: dict[str, Any]) -> str:

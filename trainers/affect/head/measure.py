@@ -246,7 +246,8 @@ def everything(
     if arousal is not None:
         for part in ("test", "dev"):
             rows = data.rows(part, "emobank")
-            table[f"emobank {part} arousal r"] = pearson(arousal[rows], data.axes[rows, 2])
+            if len(rows):  # without any, r is not 0 but unknown
+                table[f"emobank {part} arousal r"] = pearson(arousal[rows], data.axes[rows, 2])
     if emotions is not None:
         test = data.rows("test", "goemotions")
         if thresholds is None:

@@ -8,13 +8,17 @@ separate dimensions; encoder Wang et al. 2020).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers.affect.head.arrays import AXES, TAGS
-from trainers.encoder.minilm import HIDDEN, MiniLM, pool
+from trainers.affect.head.arrays import AXES, TAGS, Prepared
+from trainers.affect.head.runs import not_finite
+from trainers.encoder.minilm import HIDDEN, MiniLM, load_minilm, pool
 
 # Sources whose scale differs from the labelled pool's get an affine map of their own on each axis.
 SCALED_SOURCES = ("emobank", "intimacy", "weak")
@@ -94,6 +98,29 @@ class AffectNet(Heads):
         """The encoder's vector of each message, [B, 384]."""
         hidden = self.body(input_ids, attention_mask, token_type_ids)
         return pool(hidden, attention_mask, token_type_ids)
+
+
+def rebuild(path: Path, data: Prepared) -> AffectNet:
+    """The network of a run's head, on the CPU in float32.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds no weights of a head for this set, or some that are not finite.
+    """
+    widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
+    net = AffectNet(load_minilm(), **widths)
+    try:
+        weights = load_file(path)
+        net.load_state_dict({name: value.float() for name, value in weights.items()})
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    except RuntimeError as error:
+        # PyTorch lists every name that is missing, unknown or of another shape, a line a kind.
+        said = " ".join(str(error).partition("\n")[2].split())[:120]
+        raise ValueError(f"{path}: not the weights of a head for this set ({said}…)") from error
+    if name := not_finite(weights):
+        raise ValueError(f"{path}: {name} is not finite")
+    return net.eval()
 
 
 class Served(nn.Module):

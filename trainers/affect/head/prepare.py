@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sidecars.onnx_text import TOKENIZER_FILE
-from trainers.affect.gold import GoldGuard
-from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS
+from trainers.affect.gold import GoldGuard, text_key
+from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS, digest_of
 from trainers.affect.head.texts import write_texts
 from trainers.affect.head.variants import Neighbours, variants
 from trainers.affect.shards import load_part
@@ -73,14 +72,15 @@ def main(argv: list[str] | None = None) -> int:
     }
     records = table.to_dicts() + _pairs()
     try:
-        records += _chat(args.chat, args.chat_rows, args.seed)
+        measured = {r["text"] for r in records if r["part"] != "train"}
+        records += _chat(args.chat, args.chat_rows, args.seed, measured)
         records += _prose(args.prose, args.prose_rows, args.seed, {r["text"] for r in records})
     except ValueError as error:
         parser.error(str(error))
     if args.variants:
         records += variants(records, _neighbours(), args.variants, args.seed)
     arrays = _arrays(records, names)
-    arrays["digest"] = np.array(hashlib.sha256(arrays["ids"].tobytes()).hexdigest())
+    arrays["digest"] = np.array(digest_of(arrays))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(names, indent=1) + "\n")
     write_texts(args.out, str(arrays["digest"]), records)
@@ -147,8 +147,10 @@ def _training_documents(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: not gzipped JSON lines of documents ({error})") from error
 
 
-def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
-    """Unlabelled messages with up to two earlier turns, from the training dialogues only."""
+def _chat(files: list[Path], limit: int, seed: int, measured: set[str]) -> list[dict[str, Any]]:
+    """Unlabelled messages with up to two earlier turns, from the training dialogues only, and none
+    whose text is among the ``measured`` ones: a teacher would say what a student is measured on.
+    Texts are the same in the gold guard's sense."""
     found = []
     for path in files:
         for doc in _training_documents(path):
@@ -158,6 +160,10 @@ def _chat(files: list[Path], limit: int, seed: int) -> list[dict[str, Any]]:
                     context = turns[max(0, i - 2) : i] if i % 2 else []
                     found.append({"text": text, "context": context, "source": "chat",
                                   "part": "unlabelled"})  # fmt: skip
+    known = text_key(pl.Series([r["text"] for r in found], dtype=pl.String)).is_in(
+        text_key(pl.Series(sorted(measured), dtype=pl.String)).to_list()
+    )
+    found = [record for record, is_known in zip(found, known, strict=True) if not is_known]
     picked = np.random.default_rng(seed).permutation(len(found))[:limit]
     return [found[i] for i in picked]
 

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import Ridge
 from tokenizers import Tokenizer
 
+from brain.errors import ConfigError
 from sidecars.onnx_text import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
@@ -129,7 +130,7 @@ def changed(before: TextModel, after: TextModel, data: Prepared, folder: Path | 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fit, write, compare; exit 1 when the gate fails."""
+    """Fit, write, compare. Exit codes: 0, 1 the gate failed, 2 usage, 78 bad model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -141,7 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.data.is_file():
         parser.error(f"{args.data}: no such file; trainers.affect.head.prepare makes it")
-    data, before = Prepared.load(args.data), TextModel.load(args.model, threads=2)
+    try:
+        data, before = Prepared.load(args.data), TextModel.load(args.model, threads=2)
+    except ValueError as error:
+        parser.error(str(error))
+    except ConfigError as error:
+        parser.exit(78, f"{parser.prog}: {error}\n")
     dev = data.rows("dev", "emobank")
     print(f"{len(dev)} rows through {args.model}", flush=True)
     names = ("axes", "spread", "tags", "emotions", POOLED)

@@ -26,6 +26,7 @@ from trainers.affect.head.card import write_figures
 from trainers.affect.head.measure import Outputs
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.served import answers
+from trainers.affect.head.vader import read_lexicon
 
 WEIGHTS = Path(__file__).parents[3] / "sidecars" / "weights" / "cahm"
 SERVED = "the served head"
@@ -185,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         if path is not None and not path.is_file():
             parser.error(f"{path}: no such file{hint}")
     try:
+        if args.lexicon is not None:
+            read_lexicon(args.lexicon)
         data, model = Prepared.load(args.data), TextModel.load(args.model, threads=args.threads)
     except ValueError as error:
         parser.error(str(error))

@@ -3,7 +3,8 @@
 Stages, each a command that can be run alone: build the set, prepare arrays, train teachers and a
 student, let it learn from a larger encoder, average its weights with those before, export, report
 (with the baselines). A stage whose output is there is skipped, and every output is written last and
-whole, so a chain that was stopped or killed goes on where it was.
+whole, so a chain that was stopped or killed goes on where it was. A stage whose gate failed has its
+output, too; the chain goes on and ends with that stage's code, also when it is run again.
 ``--quick`` trains the heads alone on vectors that the frozen encoder computes once, and on at most
 1,000 rows of each source: a look at the whole chain on a CPU, and no figure to compare with.
 ``--generative`` makes the generative head instead: build, train, export, compare.
@@ -26,6 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainers.affect.head import runs
+from trainers.affect.head.arrays import Prepared
+
 QUICK = (
     "--mode", "frozen", "--teachers", "0", "--steps", "600", "--device", "cpu",
 )  # fmt: skip
@@ -41,12 +45,18 @@ PROSE = ("standardebooks", "wikipedia_en_2018")
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and the file that says it is done."""
+    """A command, and the file that says it is done; ``arrays`` is the set that it is made with."""
 
     name: str
     output: Path
     module: str
     arguments: tuple[str, ...]
+    arrays: Path | None = None
+
+    @property
+    def failed(self) -> Path:
+        """Where the code of a gate that failed is kept, beside the output."""
+        return self.output.with_name(f"{self.output.name}.failed")
 
 
 def ordered(data: Path) -> list[tuple[str, Path]]:
@@ -78,10 +88,11 @@ def stages(
         distilled += [
             Stage(f"distil{tail}", taught, "trainers.affect.head.distil",
                   ("--data", str(arrays), "--head", str(start), "--out", str(folder),
-                   *(again if number else ()), *(("--encoder", encoder) if encoder else ()))),
+                   *(again if number else ()), *(("--encoder", encoder) if encoder else ())),
+                  arrays),
             Stage(f"average{tail}", head, "trainers.affect.head.average",
                   ("--data", str(arrays), "--head", str(taught), "--start", str(start),
-                   "--out", str(head))),
+                   "--out", str(head)), arrays),
         ]  # fmt: skip
     return [
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
@@ -90,40 +101,63 @@ def stages(
               ("--set", str(out / "set"), "--out", str(arrays), *texts,
                *(("--most", str(QUICK_ROWS)) if quick else ("--variants", str(VARIANTS))))),
         Stage("train", first, "trainers.affect.head.train",
-              ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL))),
+              ("--data", str(arrays), "--out", str(run), *(QUICK if quick else FULL)), arrays),
         *distilled,
         Stage("export", model / "metrics.txt", "trainers.affect.head.export",
-              ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept)),
+              ("--data", str(arrays), "--head", str(head), "--out", str(model), *kept),
+              arrays),
         Stage("report", out / "report" / "affect-report.md", "trainers.affect.head.report",
               ("--data", str(arrays), "--model", str(model), *words, *kept,
-               *(() if quick else ("--emotions",)), "--out", str(out / "report"))),
+               *(() if quick else ("--emotions",)), "--out", str(out / "report")), arrays),
     ]  # fmt: skip
 
 
 def run_chain(chain: list[Stage]) -> int:
-    """Run the stages whose output is not there; the exit code of the one that failed, else 0."""
+    """Run the stages whose output is not there; the exit code of the one that failed, or of the
+    first whose gate did, else 0."""
+    gate = 0
     for number, stage in enumerate(chain, 1):
         where = f"[{number}/{len(chain)}] {stage.name}"
         if stage.output.exists():
-            print(f"{where}: done before ({stage.output})", flush=True)
+            if problem := _another_set(stage):
+                print(f"{where}: {problem}; delete it and what follows it", file=sys.stderr)
+                return 2
+            code = int(stage.failed.read_text()) if stage.failed.exists() else 0
+            verdict = "" if not code else f"; its gate failed: {code}"
+            print(f"{where}: done before ({stage.output}){verdict}", flush=True)
+            gate = gate or code
             continue
+        stage.failed.unlink(missing_ok=True)
         print(f"{where}: python -m {stage.module} {' '.join(stage.arguments)}", flush=True)
         began, worked = time.monotonic(), _worked()
         # The lock of ``alone`` passes to the stage, so that it holds while the stage lives.
         done = subprocess.run(
             [sys.executable, "-m", stage.module, *stage.arguments], check=False, close_fds=False
         )
-        # A gate that fails has written its figures: they are what one wants to see next.
-        if not stage.output.exists():
+        # A gate that fails has written its figures: they are what one wants to see next. Whoever
+        # was killed had no verdict yet.
+        if not stage.output.exists() or done.returncode < 0:
             print(f"{where}: failed with {done.returncode}; the same command goes on from here",
                   file=sys.stderr)  # fmt: skip
             return done.returncode or 1
-        verdict = "" if not done.returncode else f" (its gate failed: {done.returncode})"
+        verdict = ""
+        if done.returncode:
+            stage.failed.write_text(f"{done.returncode}\n")
+            verdict, gate = f" (its gate failed: {done.returncode})", gate or done.returncode
         print(
             f"{where}: {time.monotonic() - began:.0f} s, {_worked() - worked:.0f} s of"
             f" processor time{verdict}", flush=True,
         )  # fmt: skip
-    return 0
+    return gate
+
+
+def _another_set(stage: Stage) -> str:
+    """Why the output of ``stage`` is not of the set that is there now; empty where it is."""
+    try:
+        digest = Prepared.load(stage.arrays).digest if stage.arrays else ""
+    except ValueError:
+        digest = ""  # not there, or no set: the stages that read it say so
+    return runs.another_set(stage.output, digest) if digest else ""
 
 
 def _worked() -> float:
@@ -170,7 +204,7 @@ def generative_stages(data: Path, out: Path, *, quick: bool) -> list[Stage]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is missing; the exit code of the stage that failed."""
+    """Run what is missing; the exit code of the stage that failed, or whose gate did."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of `limbic data fetch`")
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
@@ -189,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     if lexicon is None and (args.data / LEXICON).exists():
         lexicon = args.data / LEXICON
     args.out.mkdir(parents=True, exist_ok=True)
-    kind: dict[str, Any] = {"quick": args.quick}
+    kind: dict[str, Any] = {"quick": args.quick, "data": str(args.data.resolve())}
     said = args.out / CHAIN_FILE
     if args.generative:
         chain = generative_stages(args.data, args.out, quick=args.quick)
@@ -199,12 +233,18 @@ def main(argv: list[str] | None = None) -> int:
         for option, path in () if args.quick else ordered(args.data):
             if not path.exists():
                 print(f"{path}: not there, the head learns without it ({option})", flush=True)
-        kind |= {} if args.quick else {"rounds": args.rounds}
+        kind |= {} if args.quick else {"rounds": args.rounds, "encoder": args.encoder}
     before = json.loads(said.read_text()) if said.exists() else kind
-    if before != kind:
+    # Chains from before these were written down hold neither.
+    known = {name: kind[name] for name in ("data", "encoder") if name in kind} | before
+    if known != kind:
         other = "a quick chain" if before["quick"] else "a full chain"
         if "rounds" in before:
             other += f" of {before['rounds']} rounds"
+        if known["data"] != kind["data"]:
+            other += f" from {known['data']}"
+        if known.get("encoder") != kind.get("encoder"):
+            other += f" with {known.get('encoder') or 'the default encoder'}"
         parser.error(f"{args.out}: holds {other}; give another --out")
     said.write_text(json.dumps(kind) + "\n")
     try:

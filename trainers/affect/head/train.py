@@ -4,7 +4,8 @@ Several teachers differ in their seed alone; the student learns the labels and t
 on labelled and unlabelled messages (Hinton et al. 2015). ``--teachers 0`` trains one head directly.
 Modes: ``full`` trains everything, ``lora`` low-rank updates of the encoder (peft), ``frozen`` the
 heads alone, on vectors that the encoder computes once. A stopped run continues from its last
-checkpoint when the command is repeated. ``RUN/log.jsonl`` and ``RUN/curves.png`` show how it went.
+checkpoint when the command is repeated; a folder that holds another run's results is refused.
+``RUN/log.jsonl`` and ``RUN/curves.png`` show how it went.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainers.affect.head import curves, measure
+from trainers.affect.head import curves, measure, runs
 from trainers.affect.head.arrays import AXES, Prepared
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.measure import Outputs
-from trainers.affect.head.network import AffectNet, Predicted
+from trainers.affect.head.network import AffectNet, Predicted, rebuild
+from trainers.affect.head.vader import read_lexicon
 from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import MiniLM, load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
 DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
+MODES = ("full", "lora", "frozen")
+RESULTS = ("teacher*.npz", "*.ckpt", "head.safetensors")  # of one recipe, set and encoder
 OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
 
 
@@ -92,12 +96,16 @@ class Sampler:
         return rng.choice(self._pool, count, p=self._balance / self._balance.sum())
 
     def chat(self, step: int, count: int) -> NDArray[np.int64]:
-        """Unlabelled rows."""
+        """Unlabelled rows; none where the set has none."""
+        if not len(self._chat):
+            return self._chat
         return np.random.default_rng((self._seed, step, 3)).choice(self._chat, count)
 
 
-def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> AffectNet:
-    """A fresh network on the pretrained encoder, with what the mode freezes frozen."""
+def build(recipe: Recipe, weights: Path | None, widths: dict[str, int], seed: int) -> AffectNet:
+    """A fresh network on the pretrained encoder, with what the mode freezes frozen; ``seed`` alone
+    says what its heads start from."""
+    torch.manual_seed(seed)
     net = AffectNet(load_minilm(weights), **widths)
     if recipe.mode == "frozen":
         net.body.requires_grad_(False)
@@ -108,8 +116,19 @@ def build(recipe: Recipe, weights: Path | None, widths: dict[str, int]) -> Affec
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
         net.body.requires_grad_(False)
         net.body = cast(MiniLM, inject_adapter_in_model(config, net.body))
-    elif recipe.mode != "full":
-        raise ValueError(f"mode {recipe.mode!r}: choose full, lora or frozen")
+    return net
+
+
+def merged(net: AffectNet) -> AffectNet:
+    """``net`` with its low-rank updates added to the weights they update: plain layers, which say
+    the same and are saved under the names that every other mode has."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(net.body.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            place, _, own = name.rpartition(".")
+            setattr(net.body.get_submodule(place), own, layer.get_base_layer())
     return net
 
 
@@ -251,8 +270,6 @@ def measured_rows(data: Prepared) -> NDArray[np.int64]:
 
 def main(argv: list[str] | None = None) -> int:
     """Train teachers and student; the student's weights are ``RUN/head.safetensors``."""
-    from safetensors.torch import load_file, save_file
-
     parser = argparse.ArgumentParser(prog="limbic train affect", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -267,24 +284,40 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
     args = parser.parse_args(argv)
     recipe = Recipe(**{field: getattr(args, field) for field in asdict(defaults)})
+    if recipe.mode not in MODES:
+        parser.error(f"mode {recipe.mode!r}: choose {', '.join(MODES)}")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    data = Prepared.load(args.data)
+    if recipe.pool < 1 and recipe.mode == "frozen" and recipe.decorrelation:
+        # The term draws rows of the pool, which have vectors only where they may be drawn.
+        parser.error(f"--pool {recipe.pool}: at least 1, or --decorrelation 0")
+    if args.lexicon and not args.compare:
+        parser.error("--lexicon is for --compare")
+    try:
+        data = Prepared.load(args.data)
+        if args.lexicon:
+            read_lexicon(args.lexicon)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     widths = {k: getattr(data, k).shape[1] for k in ("emotions", "film", "intensity")}
     run = args.out
-    run.mkdir(parents=True, exist_ok=True)
-    header = {"recipe": asdict(recipe), "data": data.digest, "device": device}
-    (run / "recipe.json").write_text(json.dumps(header, indent=1) + "\n")
-    if recipe.mode not in ("full", "lora", "frozen"):
-        parser.error(f"mode {recipe.mode!r}: choose full, lora or frozen")
+    try:
+        weights = runs.file_hash(args.weights) if args.weights else None
+    except OSError as error:
+        parser.error(str(error))
+    header = {"recipe": asdict(recipe), "data": data.digest, "weights": weights, "device": device}
+    if problem := runs.another(run, header, RESULTS):
+        parser.error(problem)
+    if not runs.held(run, RESULTS):  # else they were made with what is written there
+        runs.write_header(run, header)
     labelled = Sampler(data, recipe, recipe.seed).rows
     rows = np.concatenate([measured_rows(data), labelled])
     if recipe.teachers:
         rows = np.concatenate([rows, data.rows("unlabelled")])
     vectors = None
     if recipe.mode == "frozen":
-        began, fresh = time.monotonic(), build(recipe, args.weights, widths)
+        began, fresh = time.monotonic(), build(recipe, args.weights, widths, recipe.seed)
         vectors = pooled_vectors(fresh, data, rows, run, device)
         print(f"{len(rows)} frozen vectors {time.monotonic() - began:.0f} s", flush=True)
     total: Outputs | None = None
@@ -292,9 +325,11 @@ def main(argv: list[str] | None = None) -> int:
         seed, kept = recipe.seed * 100 + i + 1, run / f"teacher{i}.npz"
         if not kept.exists():
             net = fit(
-                build(recipe, args.weights, widths), data, recipe, run,
+                build(recipe, args.weights, widths, seed), data, recipe, run,
                 name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
+            if bad := runs.not_finite(net.state_dict()):
+                parser.exit(1, f"{parser.prog}: teacher{i} not kept, {bad} is not finite\n")
             outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
             part = run / "part.npz"
@@ -310,17 +345,21 @@ def main(argv: list[str] | None = None) -> int:
         report(run, "ensemble", data, mean)
         teacher = {k: v.astype(np.float16) for k, v in mean.items()}
     final = run / "head.safetensors"
-    net = build(recipe, args.weights, widths)
     steps = recipe.student_steps if teacher else recipe.steps
-    if final.exists() and recipe.mode != "lora":
-        net.load_state_dict(load_file(final))
-        net = net.to(device).eval()
+    if final.exists():
+        try:
+            net = rebuild(final, data).to(device)
+        except ValueError as error:
+            parser.error(str(error))
     else:
+        net = build(recipe, args.weights, widths, recipe.seed)
         net = fit(net, data, recipe, run, name="student", seed=recipe.seed, steps=steps,
                   device=device, teacher=teacher, vectors=vectors)  # fmt: skip
-        part = final.with_suffix(".part")
-        save_file({k: v.contiguous().cpu() for k, v in net.state_dict().items()}, part)
-        part.replace(final)
+        net = merged(net) if recipe.mode == "lora" else net
+        try:
+            runs.save_head(final, net.state_dict())
+        except ValueError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
     outputs = predict(net, data, measured_rows(data), device, vectors=vectors)
     report(run, "student", data, outputs)
     if args.compare:

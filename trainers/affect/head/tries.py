@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
+from brain.errors import ConfigError
 from sidecars.onnx_text import TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
@@ -98,7 +99,7 @@ def corrected(z: Array, mixing: Array) -> Array:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a line a try."""
+    """Print a line a try. Exit codes: 0, 2 usage, 78 bad model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -106,7 +107,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="an exported folder")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the models said")
     args = parser.parse_args(argv)
-    data, model = Prepared.load(args.data), TextModel.load(args.model, threads=2)
+    try:
+        data, model = Prepared.load(args.data), TextModel.load(args.model, threads=2)
+    except ValueError as error:
+        parser.error(str(error))
+    except ConfigError as error:
+        parser.exit(78, f"{parser.prog}: {error}\n")
     rows = [data.rows("dev", source) for source in ("llm_label", "emobank")]
     axes = answers(model, data, np.concatenate(rows), args.cache)["axes"]
     dev = rows[0]
