@@ -170,6 +170,20 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == EXIT_CONFIG
 
 
+def test_a_refused_run_leaves_the_recipe_and_the_alpha_of_the_adapter_that_is_there(
+    tmp_path: Path,
+) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=1, checkpoint_steps=1)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={"a": 1}, log=_quiet)
+    told = json.loads((tmp_path / train.RECIPE).read_text())
+    assert told == {"a": 1, "device": "cpu"}
+    net = model.with_adapter(tiny_llama.network(), rank=4, alpha=99, dropout=0.0, layers=0)
+    with pytest.raises(DataConfigError, match="another recipe"):
+        train.fit(net, ROWS, make, LENGTHS, recipe, tmp_path, header={"a": 2}, log=_quiet)
+    assert json.loads((tmp_path / train.RECIPE).read_text()) == told
+    assert export.alpha_of(tmp_path / train.ADAPTER) == 8.0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     net = fresh()
     with torch.no_grad():

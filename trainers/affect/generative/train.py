@@ -31,7 +31,7 @@ from trainers.affect.generative import examples, model
 from trainers.affect.generative.examples import REASON, SCORE, TAG, Example, Row
 
 CHECKPOINT = "last.ckpt"
-ADAPTER, BASE = "adapter", "base"
+ADAPTER, BASE, RECIPE = "adapter", "base", "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,9 @@ def fit(
 ) -> None:
     """Train the adapter of ``net``; logs to ``run/log.jsonl``, resumes from ``run/last.ckpt``.
 
+    ``run/recipe.json`` is ``header`` and the device, and is only written for a run that may go on:
+    what lies there describes the adapter beside it.
+
     Raises:
         DataConfigError: the checkpoint is of another recipe or other data.
         ArithmeticError: the loss is not finite; the last checkpoint stays.
@@ -171,6 +174,8 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         first, spent = saved["step"], saved["seconds"]
         log(f"going on at step {first} of {recipe.steps}")
+    told = {**header, "device": next(iter(learnt.values())).device.type}
+    (run / RECIPE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     began = time.monotonic() - spent
     net.train()
     for step in range(first, recipe.steps):
@@ -259,7 +264,6 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     run: Path = args.out
     run.mkdir(parents=True, exist_ok=True)
     header = {"recipe": asdict(recipe), "base": base.name, "rows": examples.digest(rows)}
-    (run / "recipe.json").write_text(json.dumps({**header, "device": device}, indent=1) + "\n")
     print(
         f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True
     )
