@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,42 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataConfigError, match="another recipe") as caught:
         train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={"a": 2}, log=_quiet)
     assert caught.value.exit_code == EXIT_CONFIG
+
+
+@pytest.mark.parametrize("left", ["half-written", "missing"])
+def test_a_run_killed_before_its_last_adapter_was_whole_writes_it_when_repeated(
+    tmp_path: Path, left: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=2, checkpoint_steps=2)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={}, log=_quiet)
+    adapter = tmp_path / train.ADAPTER
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    if left == "half-written":
+        (adapter / "adapter_model.safetensors").write_bytes(whole[:100])
+    else:
+        shutil.rmtree(adapter)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={}, log=_quiet)
+    assert (adapter / "adapter_model.safetensors").read_bytes() == whole
+    assert not list(tmp_path.glob("adapter.*"))
+
+
+def test_an_adapter_is_replaced_only_once_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = fresh()
+    train.keep_adapter(net, tmp_path)
+    adapter = tmp_path / train.ADAPTER / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+
+    def killed(folder: Path) -> None:
+        folder.mkdir()
+        (folder / adapter.name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(net, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.keep_adapter(net, tmp_path)
+    assert adapter.read_bytes() == whole
 
 
 def test_a_refused_run_leaves_the_recipe_and_the_alpha_of_the_adapter_that_is_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     tokenizer.save_pretrained(part)
     part.replace(cache)
     return net, tokenizer
+
+
+def swap(part: Path, folder: Path) -> None:
+    """Give a finished folder its name. One that is there goes aside first, since a folder is no
+    file that a rename replaces: killed in between, ``folder`` is missing, never half-written."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def with_adapter(net: Any, *, rank: int, alpha: float, dropout: float, layers: int) -> Any:

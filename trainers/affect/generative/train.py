@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -205,8 +206,18 @@ def fit(
                 "optimiser": optimiser.state_dict(), "step": done, "seconds": seconds,
                 "header": json.dumps(header, sort_keys=True),
             })  # fmt: skip
-            net.save_pretrained(run / ADAPTER)
+            keep_adapter(net, run)
     net.eval()
+    # A run killed between a checkpoint and its adapter has no step left to write the adapter in.
+    keep_adapter(net, run)
+
+
+def keep_adapter(net: Any, run: Path) -> None:
+    """``run/adapter`` in peft's format: whole, whenever the run is killed."""
+    part = run / f"{ADAPTER}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    net.save_pretrained(part)
+    model.swap(part, run / ADAPTER)
 
 
 def draw_curve(run: Path) -> None:
