@@ -257,13 +257,40 @@ def test_export_writes_every_file_with_the_gate_passed(tmp_path: Path) -> None:
 
 def test_the_comparison_sees_good_and_bad_heads_apart() -> None:
     wanted = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
-    good, bad = compare.figures(wanted * 0.9, wanted), compare.figures(-wanted, wanted)
+    alone = [""] * len(wanted)
+    good = compare.figures(wanted * 0.9, wanted, alone)
+    bad = compare.figures(-wanted, wanted, alone)
     assert good["valence"]["r"] > 0.99 and good["valence"]["sign"] == 1.0
     assert bad["valence"]["r"] < -0.99 and bad["valence"]["sign"] == 0.0
     fine = '{"valence":0.1,"intimacy":0.0,"tension":-0.2,"tags":[],"reasoning":"calm"}'
     assert compare.valid(fine)
     for wrong in (fine[:-1], fine.replace("0.1", "1.1"), fine.replace('"calm"', '""'), "[]", "7"):
         assert not compare.valid(wrong)
+
+
+def test_rows_that_were_made_together_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.uniform(-1, 1, 40).astype(np.float32)
+    found = (wanted + rng.normal(0, 0.7, 40)).astype(np.float32)
+    alone = compare.interval(found, wanted, [""] * 40)
+    # Five copies of each row tell no more than one does, where they are known as one group.
+    names = [f"frame {i}" for i in range(40)] * 5
+    tied = compare.interval(np.tile(found, 5), np.tile(wanted, 5), names)
+    loose = compare.interval(np.tile(found, 5), np.tile(wanted, 5), [""] * 200)
+    assert tied[1] - tied[0] == pytest.approx(alone[1] - alone[0], rel=0.15)
+    assert loose[1] - loose[0] < 0.6 * (tied[1] - tied[0])
+
+
+def test_a_row_says_what_it_was_made_with_and_the_digest_does_not_change_by_it(
+    tmp_path: Path,
+) -> None:
+    gold = (examples.POOL / "gold.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "gold.jsonl").write_text("\n".join(gold) + "\n", "utf-8")
+    rows = examples.load_rows(tmp_path, "gold")
+    assert len({row.group for row in rows}) < len(rows)
+    assert all(row.group for row in rows)
+    bare = [dataclasses.replace(row, group="") for row in rows]
+    assert examples.digest(bare) == examples.digest(rows)
 
 
 def _quiet(_: str) -> None:
