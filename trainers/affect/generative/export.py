@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brain.errors import LimbicError
+from sidecars.hashing import hash_file
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, gguf_files, model
 from trainers.affect.generative.examples import Row
@@ -230,6 +231,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     base = model.base_file(args.base)
     if base.name != recipe["base"]:
         raise DataConfigError(f"{base.name}: the run was trained on {recipe['base']}")
+    # Recipes from before the hash was kept have the name alone.
+    if recipe.get("base_sha256") not in (None, found := hash_file(base)):
+        raise DataConfigError(
+            f"{base}: has sha256 {found[:12]}…, the run was trained on another file of that name "
+            f"({recipe['base_sha256'][:12]}…)"
+        )
     from peft import PeftModel
 
     net, tokeniser = model.load_base(base, args.run / BASE)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brain.errors import LimbicError
+from sidecars.hashing import hash_file
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, model
 from trainers.affect.generative.examples import REASON, SCORE, TAG, Example, Row
@@ -274,7 +275,8 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     run: Path = args.out
     run.mkdir(parents=True, exist_ok=True)
-    header = {"recipe": asdict(recipe), "base": base.name, "rows": examples.digest(rows)}
+    header = {"recipe": asdict(recipe), "base": base.name, "base_sha256": hash_file(base),
+              "rows": examples.digest(rows)}  # fmt: skip
     print(
         f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True
     )
