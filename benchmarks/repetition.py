@@ -16,6 +16,7 @@ import re
 import numpy as np
 
 from brain import prompt
+from brain.errors import EXIT_USAGE
 from brain.persona import load_persona
 from brain.prompt import Exchange
 from brain.schema import Behaviour
@@ -96,6 +97,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="print the replies")
     args = parser.parse_args()
+    for name in ("conversations", "threads"):
+        if (value := getattr(args, name)) < 1:
+            parser.exit(EXIT_USAGE, f"benchmarks.repetition: --{name} {value}: at least 1\n")
     options = LlamaOptions(context_tokens=4096, threads=args.threads)
     model = LlamaModel(resolve(DEFAULT_MODEL), options)
     engine = ChatEngine(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sidecars.artifacts import Artifact, resolve
 from sidecars.grammar_model import GrammarModel
 from tests.fakes import tiny_llama
 from trainers.affect.errors import DataConfigError, DataError
-from trainers.affect.generative import export, gguf_files, model
+from trainers.affect.generative import examples, export, gguf_files, model
 from trainers.affect.generative.quantise import quantise
 
 #: F16 weights against float32 ones, on logits of a few units.
@@ -82,6 +83,48 @@ def test_an_adapter_alone_on_its_base_gives_pytorchs_logits(base: Path, tmp_path
     )
     assert np.abs(by_llama(whole, adapter) - by_torch(net)).max() < TOLERANCE
     assert np.abs(by_llama(whole) - by_torch(tiny_llama.network())).max() < TOLERANCE
+
+
+def test_the_unpacked_base_is_used_again_for_the_same_file_alone(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, cache = tmp_path / "other.gguf", tmp_path / "run" / "base"
+    own = tiny_llama.Tokeniser()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: own)
+    gguf_files.write_model(base, tiny_llama.network(), other, name="tiny", described="{}")
+    cache.parent.mkdir()
+    zero, _ = model.load_base(base, cache)
+    assert float(zero.model.embed_tokens.weight.abs().max()) == 0.0
+    fresh, _ = model.load_base(other, cache)
+    assert float(fresh.model.embed_tokens.weight.abs().max()) > 0.0
+    written = (cache / "config.json").stat().st_mtime_ns
+    again, _ = model.load_base(other, cache)
+    assert (cache / "config.json").stat().st_mtime_ns == written
+    assert torch.equal(again.model.embed_tokens.weight, fresh.model.embed_tokens.weight)
+    (cache / model.SOURCE).unlink()  # as an earlier version left it
+    model.load_base(other, cache)
+    assert (cache / model.SOURCE).is_file()
+    assert [path.name for path in cache.parent.iterdir()] == ["base"]
+
+
+def test_a_base_of_the_same_name_but_another_content_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, rows = tmp_path / "run" / "adapter", tmp_path / "set"
+    adapter.mkdir(parents=True)
+    rows.mkdir()
+    shutil.copy(examples.POOL / "gold.jsonl", rows / "dev.jsonl")
+    (adapter / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    recipe = {"base": base.name, "base_sha256": "0" * 64, "rows": "x"}
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    told = ["--run", str(tmp_path / "run"), "--set", str(rows), "--out", str(tmp_path / "out")]
+    assert export.main([*told, "--base", f"file:{base}"]) == EXIT_CONFIG
+    said = capsys.readouterr().err
+    assert "another file of that name" in said and said.count("\n") == 1
+    (tmp_path / "run" / "recipe.json").unlink()
+    assert export.main([*told, "--base", f"file:{base}"]) == EXIT_CONFIG
+    said = capsys.readouterr().err
+    assert "recipe.json" in said and said.count("\n") == 1
 
 
 def test_rows_that_no_block_of_256_divides_fall_back_to_q8_0(base: Path, tmp_path: Path) -> None:

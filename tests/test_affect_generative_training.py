@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,56 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == EXIT_CONFIG
 
 
+@pytest.mark.parametrize("left", ["half-written", "missing"])
+def test_a_run_killed_before_its_last_adapter_was_whole_writes_it_when_repeated(
+    tmp_path: Path, left: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=2, checkpoint_steps=2)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={}, log=_quiet)
+    adapter = tmp_path / train.ADAPTER
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    if left == "half-written":
+        (adapter / "adapter_model.safetensors").write_bytes(whole[:100])
+    else:
+        shutil.rmtree(adapter)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={}, log=_quiet)
+    assert (adapter / "adapter_model.safetensors").read_bytes() == whole
+    assert not list(tmp_path.glob("adapter.*"))
+
+
+def test_an_adapter_is_replaced_only_once_the_next_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = fresh()
+    train.keep_adapter(net, tmp_path)
+    adapter = tmp_path / train.ADAPTER / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+
+    def killed(folder: Path) -> None:
+        folder.mkdir()
+        (folder / adapter.name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(net, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.keep_adapter(net, tmp_path)
+    assert adapter.read_bytes() == whole
+
+
+def test_a_refused_run_leaves_the_recipe_and_the_alpha_of_the_adapter_that_is_there(
+    tmp_path: Path,
+) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=1, checkpoint_steps=1)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={"a": 1}, log=_quiet)
+    told = json.loads((tmp_path / train.RECIPE).read_text())
+    assert told == {"a": 1, "device": "cpu"}
+    net = model.with_adapter(tiny_llama.network(), rank=4, alpha=99, dropout=0.0, layers=0)
+    with pytest.raises(DataConfigError, match="another recipe"):
+        train.fit(net, ROWS, make, LENGTHS, recipe, tmp_path, header={"a": 2}, log=_quiet)
+    assert json.loads((tmp_path / train.RECIPE).read_text()) == told
+    assert export.alpha_of(tmp_path / train.ADAPTER) == 8.0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     net = fresh()
     with torch.no_grad():
@@ -206,13 +257,40 @@ def test_export_writes_every_file_with_the_gate_passed(tmp_path: Path) -> None:
 
 def test_the_comparison_sees_good_and_bad_heads_apart() -> None:
     wanted = np.random.default_rng(0).uniform(-1, 1, (60, 3)).astype(np.float32)
-    good, bad = compare.figures(wanted * 0.9, wanted), compare.figures(-wanted, wanted)
+    alone = [""] * len(wanted)
+    good = compare.figures(wanted * 0.9, wanted, alone)
+    bad = compare.figures(-wanted, wanted, alone)
     assert good["valence"]["r"] > 0.99 and good["valence"]["sign"] == 1.0
     assert bad["valence"]["r"] < -0.99 and bad["valence"]["sign"] == 0.0
     fine = '{"valence":0.1,"intimacy":0.0,"tension":-0.2,"tags":[],"reasoning":"calm"}'
     assert compare.valid(fine)
     for wrong in (fine[:-1], fine.replace("0.1", "1.1"), fine.replace('"calm"', '""'), "[]", "7"):
         assert not compare.valid(wrong)
+
+
+def test_rows_that_were_made_together_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.uniform(-1, 1, 40).astype(np.float32)
+    found = (wanted + rng.normal(0, 0.7, 40)).astype(np.float32)
+    alone = compare.interval(found, wanted, [""] * 40)
+    # Five copies of each row tell no more than one does, where they are known as one group.
+    names = [f"frame {i}" for i in range(40)] * 5
+    tied = compare.interval(np.tile(found, 5), np.tile(wanted, 5), names)
+    loose = compare.interval(np.tile(found, 5), np.tile(wanted, 5), [""] * 200)
+    assert tied[1] - tied[0] == pytest.approx(alone[1] - alone[0], rel=0.15)
+    assert loose[1] - loose[0] < 0.6 * (tied[1] - tied[0])
+
+
+def test_a_row_says_what_it_was_made_with_and_the_digest_does_not_change_by_it(
+    tmp_path: Path,
+) -> None:
+    gold = (examples.POOL / "gold.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "gold.jsonl").write_text("\n".join(gold) + "\n", "utf-8")
+    rows = examples.load_rows(tmp_path, "gold")
+    assert len({row.group for row in rows}) < len(rows)
+    assert all(row.group for row in rows)
+    bare = [dataclasses.replace(row, group="") for row in rows]
+    assert examples.digest(bare) == examples.digest(rows)
 
 
 def _quiet(_: str) -> None:

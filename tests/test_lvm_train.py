@@ -13,7 +13,7 @@ pytest.importorskip("safetensors")
 
 import torch
 
-from brain.errors import ConfigError
+from brain.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError
 from sidecars.lvm_network import LvmNetwork
 from trainers.lvm import (
     batches,
@@ -128,6 +128,94 @@ def test_the_same_seed_gives_the_same_run_and_resuming_changes_nothing(tmp_path,
     assert state["epoch"] == 3
     train_cli.run(options(recipe, store, tmp_path / "b", "--resume"))
     assert (tmp_path / "b/model/model.safetensors").read_bytes() == a
+
+
+@pytest.mark.parametrize("kind", ["two-heads", "guarded"])
+def test_a_run_goes_on_with_the_recipe_and_the_data_it_began_with_alone(
+    tmp_path, recipe, capsys, kind
+):
+    store, other = write_store(tmp_path / "store"), write_store(tmp_path / "other", seed=1)
+    text = RECIPE if kind == "two-heads" else GUARDED
+    recipe.write_text(text)
+    train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "1"))
+    state = (tmp_path / "out/last.pt").read_bytes()
+
+    def refused(folder: Path, *more: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            again = options(recipe, folder, tmp_path / "out", "--epochs", "1", "--resume", *more)
+            train_cli.main(again)
+        assert left.value.code == EXIT_CONFIG
+        assert (tmp_path / "out/last.pt").read_bytes() == state
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "last.pt" in said
+        return said
+
+    assert "recipe.seed is 7, was 0" in refused(store, "--seed", "7")
+    assert "training.digest" in refused(other)
+    assert "chosen by.digest" in refused(store, "--valid-store", str(other))
+    smaller = "batch = 16\n" + text.replace("batch = 64\n", "").replace("batch = 32\n", "")
+    recipe.write_text(smaller)
+    assert "recipe.batch is 16, was" in refused(store)
+    recipe.write_text(text)
+    train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "1", "--resume"))
+
+
+def test_how_long_a_two_heads_run_is_decides_its_rates_so_it_cannot_change_half_way(
+    tmp_path, recipe
+):
+    store = write_store(tmp_path / "store")
+    train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "1"))
+    with pytest.raises(ConfigError, match=r"recipe\.epochs is 2, was 1"):
+        train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "2", "--resume"))
+
+
+def test_a_guarded_run_cannot_go_on_to_fewer_epochs_than_it_has(tmp_path):
+    store, path = write_store(tmp_path / "store"), tmp_path / "g.toml"
+    path.write_text(GUARDED)
+    train_cli.run(options(path, store, tmp_path / "out", "--epochs", "2"))
+    with pytest.raises(ConfigError, match="has 2 epochs, more than the 1"):
+        train_cli.run(options(path, store, tmp_path / "out", "--epochs", "1", "--resume"))
+
+
+def test_a_state_that_does_not_say_of_which_run_it_is_is_refused(tmp_path, recipe):
+    store = write_store(tmp_path / "store")
+    train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "1"))
+    state = torch.load(tmp_path / "out/last.pt", weights_only=True)
+    del state["header"]
+    torch.save(state, tmp_path / "out/last.pt")
+    with pytest.raises(ConfigError, match="earlier version"):
+        train_cli.run(options(recipe, store, tmp_path / "out", "--epochs", "1", "--resume"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--minutes", "1", "--resume"), "--resume"),
+        (("--minutes", "0"), "--minutes 0"),
+        (("--minutes", "-2"), "--minutes -2"),
+        (("--minutes", "nan"), "--minutes nan"),
+        (("--epochs", "0"), "--epochs 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line_and_touch_nothing(
+    tmp_path, recipe, capsys, more, said
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "log.jsonl").write_text("kept\n")
+    with pytest.raises(SystemExit) as left:
+        train_cli.main(options(recipe, tmp_path / "none", out, *more))
+    assert left.value.code == EXIT_USAGE
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert (out / "log.jsonl").read_text() == "kept\n"
+
+
+def test_a_recipe_of_no_epochs_is_refused(tmp_path, recipe):
+    recipe.write_text(RECIPE.replace("epochs = 3", "epochs = 0"))
+    with pytest.raises(ConfigError, match="epochs must be at least 1"):
+        train_cli.run(options(recipe, tmp_path / "none", tmp_path / "out"))
 
 
 def test_stores_of_different_encoders_are_refused(tmp_path):

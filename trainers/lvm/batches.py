@@ -6,10 +6,12 @@ window meets its own document's other sentences as negatives as well as everyone
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor
 from brain.errors import ConfigError
 from trainers.lvm.corpora import is_dev
 from trainers.lvm.store import CONTEXT, VectorStore
+
+SEEN = 4096  # rows of a digest
 
 
 @dataclass
@@ -46,6 +50,20 @@ class Corpus:
         """Document number of every vector, int64 ``[V]``."""
         lengths = torch.as_tensor(self.stops - self.starts)
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.vectors.device)
+
+    def identity(self) -> dict[str, Any]:
+        """What it holds, for the header of a checkpoint: sizes, encoder, and a digest of the
+        documents' bounds and of ``SEEN`` rows spread evenly (all of them would take long)."""
+        bounds = np.stack([self.starts, self.stops]).astype(np.int64)
+        rows = np.linspace(0, len(self.vectors) - 1, min(SEEN, len(self.vectors))).astype(np.int64)
+        seen = self.vectors[torch.as_tensor(rows, device=self.vectors.device)].cpu().numpy()
+        digest = hashlib.sha256(bounds.tobytes() + np.ascontiguousarray(seen).tobytes())
+        return {
+            "documents": len(self.starts),
+            "windows": int((self.stops - self.starts - CONTEXT).clip(min=0).sum()),
+            "encoder": self.encoder,
+            "digest": digest.hexdigest(),
+        }
 
     def context(self, targets: Tensor) -> Tensor:
         """The five vectors before each target, float32 ``[B, 5, D]``."""

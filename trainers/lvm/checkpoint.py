@@ -1,6 +1,7 @@
 """Training state on disk, and averaged weights.
 
-The state is read with ``weights_only``, so that a checkpoint can hold tensors and numbers only.
+The state is read with ``weights_only``, so that a checkpoint can hold tensors and plain types only.
+Its ``header`` says of which run it is: recipe and data, as nested dicts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from brain.errors import ArtifactCorrupt
+from brain.errors import ArtifactCorrupt, ConfigError
 
 LAST = "last.pt"
 
@@ -44,8 +45,13 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     temporary.replace(folder / LAST)
 
 
-def load(folder: Path, device: str) -> dict[str, Any] | None:
-    """The last state, or None where there is none."""
+def load(folder: Path, device: str, header: dict[str, Any]) -> dict[str, Any] | None:
+    """The last state, or None where there is none.
+
+    Raises:
+        ArtifactCorrupt: the file cannot be read.
+        ConfigError: the state is of another run than ``header`` says, or says of none.
+    """
     path = folder / LAST
     if not path.exists():
         return None
@@ -55,7 +61,33 @@ def load(folder: Path, device: str) -> dict[str, Any] | None:
         raise ArtifactCorrupt(f"{path} is not a usable checkpoint; delete it to start over") from (
             error
         )
+    if "header" not in state:
+        raise ConfigError(
+            f"{path} is of an earlier version that did not keep its recipe and data, so it cannot "
+            "be gone on from; delete it to start over"
+        )
+    if found := differences(state["header"], header):
+        raise ConfigError(
+            f"{path} is of another run: {', '.join(found)}; delete it to start over, or give "
+            "another --out"
+        )
     return state
+
+
+def differences(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two headers, each as ``recipe.batch is 64, was 32``."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted({*was, *now}):
+            path = f"{name}.{key}" if name else str(key)
+            found += differences(was.get(key), now.get(key), path)
+        return found
+    return [] if was == now else [f"{name} is {_short(now)}, was {_short(was)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
 
 
 def to_cpu(module: nn.Module) -> dict[str, torch.Tensor]:

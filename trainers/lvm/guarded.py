@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from brain.errors import ConfigError
 from trainers.lvm import checkpoint, losses
 from trainers.lvm.batches import Corpus
 from trainers.lvm.curves import draw
@@ -105,7 +106,11 @@ def quick_checks(
 def train(
     recipe: Guarded, corpus: Corpus, valid: Corpus, out: Path, *, resume: bool = False
 ) -> dict[str, Any]:
-    """Run the recipe. Writes log.jsonl, metrics.json, curves.png, last.pt, model.safetensors."""
+    """Run the recipe. Writes log.jsonl, metrics.json, curves.png, last.pt, model.safetensors.
+
+    Nothing depends on how many epochs will be, so a state with fewer may be gone on from; one of
+    another recipe or other data, or with more epochs, is a ConfigError.
+    """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     device = corpus.vectors.device
@@ -124,7 +129,18 @@ def train(
     overrides: dict[str, float] = {}
     best: dict[str, Any] = {"cosine": -2.0, "margin": -2.0, "epoch": 0, "weights": {}}
     began, epoch = time.monotonic(), 0
-    state = checkpoint.load(out, str(device)) if resume else None
+    schedule = {key: value for key, value in asdict(recipe).items() if key != "epochs"}
+    header = {
+        "recipe": schedule,
+        "training": corpus.identity(),
+        "chosen by": valid.identity(),
+    }
+    state = checkpoint.load(out, str(device), header) if resume else None
+    if state is not None and state["epoch"] > recipe.epochs:
+        raise ConfigError(
+            f"{out / checkpoint.LAST} has {state['epoch']} epochs, more than the {recipe.epochs} "
+            "wanted; delete it to start over, or give another --out"
+        )
     if state is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
@@ -180,7 +196,8 @@ def train(
         (out / "log.jsonl").write_text(lines, "utf-8")
         draw(rows, out / "curves.png", recipe.name)
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
-        checkpoint.save(out, state | {"overrides": overrides, "best": best, "epoch": epoch})
+        state |= {"overrides": overrides, "best": best, "epoch": epoch, "header": header}
+        checkpoint.save(out, state)
     if best["weights"]:
         net.load_state_dict(best["weights"])
     net.eval()

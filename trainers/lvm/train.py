@@ -104,7 +104,8 @@ def train(
     ``dev`` chooses the epochs; without it ``valid``, which is always what is reported, does.
 
     With ``minutes`` the schedule ends by the clock (so the result depends on the machine's
-    speed); without it, after ``epochs``, and the same seed gives the same run.
+    speed); without it, after ``epochs``, and the same seed gives the same run. Only the latter
+    keeps a state to go on from; one of another recipe or other data is a ConfigError.
     """
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -118,7 +119,12 @@ def train(
     optimizer = optimizer_of(net, recipe)
     kept: dict[str, Any] = {"rank": {"merit": -1.0}, "vector": {"cosine": -1.0}}
     epoch, spent = 0, 0.0
-    state = checkpoint.load(out, str(device)) if resume else None
+    header = {
+        "recipe": asdict(recipe),
+        "training": corpus.identity(),
+        "chosen by": (dev or valid).identity(),
+    }
+    state = checkpoint.load(out, str(device), header) if resume else None
     if state is not None:
         net.load_state_dict(state["net"])
         average.module.load_state_dict(state["average"])
@@ -183,6 +189,7 @@ def train(
             checkpoint.save(
                 out,
                 {
+                    "header": header,
                     "net": net.state_dict(),
                     "average": average.module.state_dict(),
                     "average_steps": average.steps,

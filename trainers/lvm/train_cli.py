@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brain.errors import ConfigError, LimbicError
+from brain.errors import EXIT_USAGE, ConfigError, LimbicError
 
 if TYPE_CHECKING:
     from trainers.lvm.recipes import Linear, Recipe
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--valid-split", default="valid")
     p.add_argument("--train-split", default="train")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--minutes", type=float, help="end the schedule by the clock")
+    p.add_argument("--minutes", type=float, help="end the schedule by the clock; cannot be resumed")
     p.add_argument("--epochs", type=int, help="instead of the recipe's")
     p.add_argument("--seed", type=int, help="instead of the recipe's")
     p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
@@ -37,9 +38,26 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; one line on stderr and exit code 2 where they make no sense."""
+    command = parser()
+    options = command.parse_args(argv)
+    problem = ""
+    if options.epochs is not None and options.epochs < 1:
+        problem = f"--epochs {options.epochs}: at least 1"
+    elif options.minutes is not None and not 0 < options.minutes < math.inf:
+        problem = f"--minutes {options.minutes:g}: more than 0"
+    elif options.minutes is not None and options.resume:
+        # Where the schedule ends depends on the time that is left, so no state is kept.
+        problem = "--minutes keeps no state to --resume from; give one of the two"
+    if problem:
+        command.exit(EXIT_USAGE, f"{command.prog}: error: {problem}\n")
+    return options
+
+
 def run(argv: list[str] | None = None) -> None:
     """Parse, train, print the table."""
-    options = parser().parse_args(argv)
+    options = parse(argv)
     from trainers.lvm.recipes import Guarded, Linear, load
 
     recipe = load(options.recipe)
@@ -52,6 +70,8 @@ def run(argv: list[str] | None = None) -> None:
     if isinstance(recipe, Linear):
         _linear(recipe, options)
         return
+    if recipe.epochs < 1:
+        raise ConfigError(f"{options.recipe}: epochs must be at least 1 (got {recipe.epochs})")
     try:
         from trainers.lvm import guarded, train
         from trainers.lvm.batches import load_corpus, load_parts

@@ -4,7 +4,8 @@
         --generative models/affect/model-Q8_0.gguf --out compare.json
 
 Every head scores the same gold and test rows one message at a time on one thread, as cahm serves
-them. r per axis with a 95 % bootstrap interval over rows (1,000 draws, seed 0); signs on axes with
+them. r per axis with a 95 % bootstrap interval over groups of rows that were made together (a
+frame, thread or pair; 1,000 draws, seed 0); signs on axes with
 |label| ≥ .1; the share of whole answers (scores, tags, reasoning) that are valid JSON of the
 contract, on ``--answers`` rows drawn with ``--seed``; milliseconds are this machine's.
 """
@@ -37,12 +38,28 @@ PARTS = ("gold", "test")
 CLEAR = 0.1
 
 
-def figures(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> dict[str, Any]:
-    """Per axis: r with its interval, mean error, share of right signs; from [N, 3] each."""
+def interval(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], groups: Sequence[str]
+) -> tuple[float, float]:
+    """95 % bootstrap interval of r [N], whole groups drawn; an empty name is a group of one row."""
+    names = [name or f" {i}" for i, name in enumerate(groups)]
+    _, member = np.unique(names, return_inverse=True)
+    rows = [np.flatnonzero(member == group) for group in range(member.max() + 1)]
+    draws = np.random.default_rng(0).integers(0, len(rows), (measure.DRAWS, len(rows)))
+    drawn = (np.concatenate([rows[group] for group in draw]) for draw in draws)
+    low, high = np.percentile([measure.pearson(found[d], wanted[d]) for d in drawn], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def figures(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], groups: Sequence[str]
+) -> dict[str, Any]:
+    """Per axis: r with its interval over ``groups`` [N], mean error, share of right signs; from
+    [N, 3] each."""
     table: dict[str, Any] = {}
     for i, axis in enumerate(AXES):
         p, y = found[:, i], wanted[:, i]
-        low, high = measure.interval(p, y)
+        low, high = interval(p, y, groups)
         clear = np.abs(y) >= CLEAR
         table[axis] = {
             "r": measure.pearson(p, y), "low": low, "high": high,
@@ -81,7 +98,7 @@ def measured(head: Any, parts: dict[str, list[Row]], answers: int, seed: int) ->
         spent += times
         found = np.asarray([[s.valence, s.intimacy, s.tension] for s in scores], np.float32)
         wanted = np.asarray([row.axes for row in rows], np.float32)
-        table[name] = figures(found, wanted)
+        table[name] = figures(found, wanted, [row.group for row in rows])
         confidence = np.asarray([s.confidence for s in scores])
         close = np.abs(found - wanted).mean(1) <= 0.25
         table[name]["confidence said"] = float(confidence.mean())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from sidecars import affect_prompt
 from trainers.affect.errors import DataError
 from trainers.affect.gold import GoldGuard
 from trainers.affect.head.arrays import AXES, TAGS
+from trainers.affect.head.prepare import TIES
 from trainers.affect.shards import load_part
 
 POOL = Path(__file__).parents[1] / "pool"
@@ -46,12 +47,15 @@ class Tokeniser(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled message; ``axes`` in [-1, 1]."""
+    """One labelled message; ``axes`` in [-1, 1]. Rows of one ``group`` were made together: they
+    share a frame, a thread or a pair (empty: the row stands alone)."""
 
     text: str
     context: tuple[str, ...]
     axes: tuple[float, float, float]
     tags: tuple[str, ...]
+    # Nothing is learnt from it, so it is no part of what a digest tells.
+    group: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def _row(record: dict[str, Any]) -> Row:
         tuple(record["context"] or ()),
         (float(record["valence"]), float(record["intimacy"]), float(record["tension"])),
         tags,
+        next(f"{tie} {record[tie]}" for tie in TIES if record.get(tie)),
     )
 
 

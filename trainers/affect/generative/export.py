@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brain.errors import LimbicError
+from sidecars.hashing import hash_file
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, gguf_files, model
 from trainers.affect.generative.examples import Row
 from trainers.affect.generative.quantise import TYPES, quantise
-from trainers.affect.generative.train import ADAPTER, BASE
+from trainers.affect.generative.train import ADAPTER, BASE, RECIPE
 
 NAME = "limbic-affect-generative"
 GATE_WORST = 0.02
@@ -198,23 +199,50 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if report["gate"]["passed"] else 1
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
-    adapter = args.run / ADAPTER
+def alpha_of(adapter: Path) -> float:
+    """The alpha that a peft adapter was trained with: from the adapter itself, since a file beside
+    it may be of another run.
+
+    Raises:
+        DataConfigError: there is no adapter.
+    """
     if not (adapter / "adapter_config.json").is_file():
         raise DataConfigError(f"{adapter}: no adapter; limbic train affect-generative writes one")
-    recipe = json.loads((args.run / "recipe.json").read_text())
+    return float(_json(adapter / "adapter_config.json")["lora_alpha"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataConfigError(
+            f"{path}: cannot be read; repeat limbic train affect-generative ({error})"
+        ) from error
+    return found
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    adapter = args.run / ADAPTER
+    alpha = alpha_of(adapter)
+    recipe = _json(args.run / RECIPE)
     rows = examples.load_rows(args.folder, "dev")
     order = np.random.default_rng(0).permutation(len(rows))  # the file is sorted by source and id
     rows = [rows[i] for i in order[: args.dev_rows]]
     base = model.base_file(args.base)
     if base.name != recipe["base"]:
         raise DataConfigError(f"{base.name}: the run was trained on {recipe['base']}")
+    # Recipes from before the hash was kept have the name alone.
+    if recipe.get("base_sha256") not in (None, found := hash_file(base)):
+        raise DataConfigError(
+            f"{base}: has sha256 {found[:12]}…, the run was trained on another file of that name "
+            f"({recipe['base_sha256'][:12]}…)"
+        )
     from peft import PeftModel
 
     net, tokeniser = model.load_base(base, args.run / BASE)
     net = PeftModel.from_pretrained(net, str(adapter))
     return export(
-        net, tokeniser, base, rows, args.out, alpha=float(recipe["recipe"]["alpha"]),
+        net, tokeniser, base, rows, args.out, alpha=alpha,
         gate_rows=args.gate_rows, threads=args.threads, told={"rows": recipe["rows"]},
     )  # fmt: skip
 

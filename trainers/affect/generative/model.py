@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from sidecars.artifacts import resolve
+from sidecars.hashing import hash_file
 from sidecars.llm import DEFAULT_MODEL
 from trainers.affect.errors import DataConfigError
 
 BASE = DEFAULT_MODEL
 ARCHITECTURE = "llama"
+SOURCE = "source.sha256"
 #: Every linear map of a llama layer.
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -27,7 +30,8 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     """(network, tokenizer) in float32 on the CPU; quantised weights are unpacked.
 
     Unpacking and the tokenizer take most of a minute, so transformers' own format of both is kept
-    in ``cache``, and read from there the next time.
+    in ``cache`` beside the file's hash, and read from there the next time. What was unpacked from
+    another file, or does not say from which, is unpacked again.
 
     Raises:
         DataConfigError: not a llama model.
@@ -35,7 +39,9 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     # Imported here: it takes seconds, and export's refusals should not.
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    if (cache / "config.json").is_file():
+    source = cache / SOURCE
+    sha256 = hash_file(path)
+    if source.is_file() and source.read_text("ascii").strip() == sha256:
         net = AutoModelForCausalLM.from_pretrained(cache, dtype=torch.float32)
         return net, AutoTokenizer.from_pretrained(cache)
     place: dict[str, Any] = {"gguf_file": path.name}
@@ -50,10 +56,23 @@ def load_base(path: Path, cache: Path) -> tuple[Any, Any]:
     if hasattr(net.config, "quantization_config"):
         del net.config.quantization_config
     part = cache.with_name(f"{cache.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     net.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    part.replace(cache)
+    (part / SOURCE).write_text(sha256 + "\n", "ascii")
+    swap(part, cache)
     return net, tokenizer
+
+
+def swap(part: Path, folder: Path) -> None:
+    """Give a finished folder its name. One that is there goes aside first, since a folder is no
+    file that a rename replaces: killed in between, ``folder`` is missing, never half-written."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def with_adapter(net: Any, *, rank: int, alpha: float, dropout: float, layers: int) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,12 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brain.errors import LimbicError
+from sidecars.hashing import hash_file
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, model
 from trainers.affect.generative.examples import REASON, SCORE, TAG, Example, Row
 
 CHECKPOINT = "last.ckpt"
-ADAPTER, BASE = "adapter", "base"
+ADAPTER, BASE, RECIPE = "adapter", "base", "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,9 @@ def fit(
 ) -> None:
     """Train the adapter of ``net``; logs to ``run/log.jsonl``, resumes from ``run/last.ckpt``.
 
+    ``run/recipe.json`` is ``header`` and the device, and is only written for a run that may go on:
+    what lies there describes the adapter beside it.
+
     Raises:
         DataConfigError: the checkpoint is of another recipe or other data.
         ArithmeticError: the loss is not finite; the last checkpoint stays.
@@ -171,6 +176,8 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         first, spent = saved["step"], saved["seconds"]
         log(f"going on at step {first} of {recipe.steps}")
+    told = {**header, "device": next(iter(learnt.values())).device.type}
+    (run / RECIPE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     began = time.monotonic() - spent
     net.train()
     for step in range(first, recipe.steps):
@@ -200,8 +207,18 @@ def fit(
                 "optimiser": optimiser.state_dict(), "step": done, "seconds": seconds,
                 "header": json.dumps(header, sort_keys=True),
             })  # fmt: skip
-            net.save_pretrained(run / ADAPTER)
+            keep_adapter(net, run)
     net.eval()
+    # A run killed between a checkpoint and its adapter has no step left to write the adapter in.
+    keep_adapter(net, run)
+
+
+def keep_adapter(net: Any, run: Path) -> None:
+    """``run/adapter`` in peft's format: whole, whenever the run is killed."""
+    part = run / f"{ADAPTER}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    net.save_pretrained(part)
+    model.swap(part, run / ADAPTER)
 
 
 def draw_curve(run: Path) -> None:
@@ -258,8 +275,8 @@ def _run(args: argparse.Namespace, recipe: Recipe) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     run: Path = args.out
     run.mkdir(parents=True, exist_ok=True)
-    header = {"recipe": asdict(recipe), "base": base.name, "rows": examples.digest(rows)}
-    (run / "recipe.json").write_text(json.dumps({**header, "device": device}, indent=1) + "\n")
+    header = {"recipe": asdict(recipe), "base": base.name, "base_sha256": hash_file(base),
+              "rows": examples.digest(rows)}  # fmt: skip
     print(
         f"{len(rows)} rows, {recipe.steps} steps of {recipe.batch}; loading {base.name}", flush=True
     )
