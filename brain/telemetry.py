@@ -1,9 +1,10 @@
 """The event log and the live snapshot.
 
 ``emit`` costs an append to a list: lines are rendered and written by one thread, in batches, so no
-turn ever waits for a disk. What does not fit the bounded queue is dropped and counted; a log that
-cannot be written makes the snapshot ``degraded`` and nothing else. Users' words are kept only when
-``telemetry.log_text`` says so; otherwise they are replaced by their length and a hash.
+turn ever waits for a disk. What does not fit the bounded queue, or no line can hold, is dropped and
+counted; a log that cannot be written makes the snapshot ``degraded`` and nothing else. Users' words
+are kept only when ``telemetry.log_text`` says so; otherwise they are replaced by their length and a
+hash.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ class Telemetry:
         """Why telemetry is degraded; empty when it is not."""
         found = [file.problem for file in self._files.values() if file.problem]
         if self.dropped:
-            found.append(f"{self.dropped} events dropped: the log could not keep up")
+            why = "too many at once, or no line could hold them"
+            found.append(f"{self.dropped} events dropped: {why}")
         return found
 
     @asynccontextmanager
@@ -202,7 +204,12 @@ class Telemetry:
                 name, fields = self._pending.popleft()
             except IndexError:
                 break
-            batches.setdefault(name, []).append(self._line(name, fields))
+            try:
+                line = self._line(name, fields)
+            except Exception:  # a value from outside; the others of the batch are good
+                self.dropped += 1
+            else:
+                batches.setdefault(name, []).append(line)
         for name, lines in batches.items():
             self._files[name].write(lines)
         if self._subscribers and self._loop is not None and not self._loop.is_closed():

@@ -110,6 +110,17 @@ async def test_events_beyond_the_queue_are_dropped_and_counted(tmp_path: Path) -
     assert len(lines(tmp_path / "events.jsonl")) == 16
 
 
+async def test_a_value_that_no_line_can_hold_costs_its_own_line_alone(tmp_path: Path) -> None:
+    telemetry = await opened(tmp_path)
+    telemetry.emit("before")
+    telemetry.emit("odd", note="\ud800")
+    telemetry.emit("after")
+    await telemetry.close()
+    names = [line["event"] for line in lines(tmp_path / "events.jsonl")]
+    assert names == ["start", "before", "after", "stop"]
+    assert telemetry.dropped == 1 and "no line could hold" in telemetry.problems()[0]
+
+
 def test_files_rotate_by_size_and_the_oldest_goes(tmp_path: Path) -> None:
     file = LogFile(tmp_path / "x.jsonl", max_bytes=100, keep=2)
     for number in range(12):
