@@ -120,8 +120,11 @@ class Telemetry:
     def affect(
         self, session_id: str, turn_id: str, text: str, affect: Affect, *, late: bool
     ) -> None:
-        """One answer of the affect head, for machines and for people."""
+        """One answer of the affect head, for machines and for people. A reason that came with it
+        is logged where ``reasoning`` would log it."""
         self.stats.note_affect(turn_id, affect, late=late)
+        if affect.reasoning and not self.log_text:
+            affect = affect.model_copy(update={"reasoning": ""})
         self._put(
             "affect_head_raw.jsonl",
             {"event": "affect", "session_id": session_id, "turn_id": turn_id, "text": text,
@@ -232,7 +235,7 @@ class Telemetry:
         line = (
             f"{fields['time']} {fields['turn_id'][:12]}{late}"
             f" V{a.valence:+.2f} I{a.intimacy:+.2f} T{a.tension:+.2f} c{a.confidence:.2f}"
-            f" {a.latency_ms:.0f}ms [{' '.join(a.tags)}] {scrub(words)!r} {a.reasoning!r}"
+            f" {a.latency_ms:.0f}ms [{' '.join(a.tags)}] {scrub(words)!r} {scrub(a.reasoning)!r}"
         )
         return line.encode("utf-8", "replace")
 
