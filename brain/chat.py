@@ -20,7 +20,7 @@ from brain import prompt
 from brain.behaviour import behave
 from brain.blend import SideResult, Window
 from brain.clock import Clock
-from brain.errors import LimbicError, ProtocolError, StoreError
+from brain.errors import LimbicError, ProtocolError
 from brain.idle_work import IdleWork
 from brain.late import LateAnswers, blended
 from brain.llm import LLMStream
@@ -300,16 +300,16 @@ class _LiveTurn:
         turn.state = None
         self.late.forget()
         _stamp(turn, "total_ms", self.started, p.clock)
-        record = self._record(status, error)
-        p.telemetry.turn(record, turn)
         try:
+            record = self._record(status, error)
+            p.telemetry.turn(record, turn)
             await asyncio.shield(
                 p.store.abandon_turn(
                     turn.session_id, turn.seq, status=status, reply=turn.reply, record=record,
                     error=str(error) if error else None, at=p.clock.time(),
                 )
             )  # fmt: skip
-        except (StoreError, asyncio.CancelledError) as problem:
+        except (Exception, asyncio.CancelledError) as problem:
             p.emit("abandon_not_stored", turn_id=turn.turn_id, error=repr(problem))
 
     def _record(self, status: str, error: LimbicError | None) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import orjson
 from brain.errors import ProtocolError
 from brain.remote_errors import body_error
 
+MAX_COUNT = 2**31 - 1  # more tokens than any context holds; the database takes twice the bits
+
 
 class CompletionEvents:
     """Accumulates one completion; fields are ``None`` until an event has told them.
@@ -63,7 +65,7 @@ class CompletionEvents:
         if event.get("error"):
             raise body_error(event["error"], remote=self._remote)
         if self.model is None and isinstance(model := event.get("model"), str):
-            self.model = model[:256]
+            self.model = _whole(model[:256])
         usage = event.get("usage")
         if usage:
             self._usage(usage)
@@ -78,7 +80,7 @@ class CompletionEvents:
         except (TypeError, KeyError, AttributeError):
             raise self._bad("sent a malformed chunk") from None
         if reason:
-            self.finish_reason = str(reason)[:64]
+            self.finish_reason = _whole(str(reason)[:64])
         if not piece:
             return ""
         if not isinstance(piece, str):
@@ -129,12 +131,18 @@ def _join_halves(text: str) -> tuple[str, str]:
     """
     half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
     whole = text[:-1] if half else text
+    return _whole(whole), half
+
+
+def _whole(text: str) -> str:
+    """``text`` as UTF-8 can hold it, and so a log and a database: see ``_join_halves``."""
     try:
-        whole.encode()
+        text.encode()
     except UnicodeEncodeError:
-        whole = whole.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return whole, half
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    """A count of tokens; one that no reply can have says as little as none."""
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None

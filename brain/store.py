@@ -246,9 +246,17 @@ class Store:
                 batch.append(request)
         if not batch:
             return
-        if len(batch) == 1 or not self._together(batch):
-            for request in batch:
-                self._alone(request)
+        unserved = batch.copy()
+        try:
+            if len(batch) > 1 and self._together(batch):
+                unserved.clear()
+            while unserved:
+                self._alone(unserved[0])
+                del unserved[0]
+        except BaseException as error:  # whatever it is, somebody waits for an answer
+            for request in unserved:
+                request.error = StoreError(f"the database thread failed: {error!r:.200}")
+                request.error.__cause__ = error
         with suppress(RuntimeError):  # the loop has closed: nobody waits for an answer
             loop.call_soon_threadsafe(_deliver, batch)
 
@@ -272,7 +280,7 @@ class Store:
             except BaseException:
                 connection.rollback()
                 raise
-        except (sqlite3.Error, StoreError) as error:
+        except Exception as error:
             if isinstance(error, sqlite3.Error):
                 self._translate(error)  # a connection that lost a write is not used again
             for request in batch:
@@ -293,17 +301,24 @@ class Store:
             request.error = error
 
     def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None:
-            return self._connection
+        if self._connection is None:
+            try:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._own_directory()
+                self._connection = self._open_file()
+            except OSError as error:
+                raise StoreError(
+                    f"cannot use the data directory {self.directory}: {error.strerror}; "
+                    "set paths.data to a writable one"
+                ) from error
+        return self._connection
+
+    def _open_file(self) -> sqlite3.Connection:
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._own_directory()
-        except OSError as error:
-            raise StoreError(
-                f"cannot use the data directory {self.directory}: {error.strerror}; "
-                "set paths.data to a writable one"
-            ) from error
-        existed = self.path.exists()
+            self.path.stat()  # not exists(), which takes a disk that fails for a file not there
+            existed = True
+        except FileNotFoundError:
+            existed = False
         connection = sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level="IMMEDIATE"
         )
@@ -326,7 +341,6 @@ class Store:
             raise
         if self._statement_hook is not None:
             connection.set_trace_callback(self._statement_hook)
-        self._connection = connection
         return connection
 
     def _own_directory(self) -> None:

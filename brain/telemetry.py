@@ -1,9 +1,10 @@
 """The event log and the live snapshot.
 
 ``emit`` costs an append to a list: lines are rendered and written by one thread, in batches, so no
-turn ever waits for a disk. What does not fit the bounded queue is dropped and counted; a log that
-cannot be written makes the snapshot ``degraded`` and nothing else. Users' words are kept only when
-``telemetry.log_text`` says so; otherwise they are replaced by their length and a hash.
+turn ever waits for a disk. What does not fit the bounded queue, or no line can hold, is dropped and
+counted; a log that cannot be written makes the snapshot ``degraded`` and nothing else. Users' words
+are kept only when ``telemetry.log_text`` says so; otherwise they are replaced by their length and a
+hash.
 """
 
 from __future__ import annotations
@@ -119,8 +120,11 @@ class Telemetry:
     def affect(
         self, session_id: str, turn_id: str, text: str, affect: Affect, *, late: bool
     ) -> None:
-        """One answer of the affect head, for machines and for people."""
+        """One answer of the affect head, for machines and for people. A reason that came with it
+        is logged where ``reasoning`` would log it."""
         self.stats.note_affect(session_id, turn_id, affect, late=late)
+        if affect.reasoning and not self.log_text:
+            affect = affect.model_copy(update={"reasoning": ""})
         self._put(
             "affect_head_raw.jsonl",
             {"event": "affect", "session_id": session_id, "turn_id": turn_id, "text": text,
@@ -158,7 +162,8 @@ class Telemetry:
         """Why telemetry is degraded; empty when it is not."""
         found = [file.problem for file in self._files.values() if file.problem]
         if self.dropped:
-            found.append(f"{self.dropped} events dropped: the log could not keep up")
+            why = "too many at once, or no line could hold them"
+            found.append(f"{self.dropped} events dropped: {why}")
         return found
 
     @asynccontextmanager
@@ -202,7 +207,12 @@ class Telemetry:
                 name, fields = self._pending.popleft()
             except IndexError:
                 break
-            batches.setdefault(name, []).append(self._line(name, fields))
+            try:
+                line = self._line(name, fields)
+            except Exception:  # a value from outside; the others of the batch are good
+                self.dropped += 1
+            else:
+                batches.setdefault(name, []).append(line)
         for name, lines in batches.items():
             self._files[name].write(lines)
         if self._subscribers and self._loop is not None and not self._loop.is_closed():
@@ -225,7 +235,7 @@ class Telemetry:
         line = (
             f"{fields['time']} {fields['turn_id'][:12]}{late}"
             f" V{a.valence:+.2f} I{a.intimacy:+.2f} T{a.tension:+.2f} c{a.confidence:.2f}"
-            f" {a.latency_ms:.0f}ms [{' '.join(a.tags)}] {scrub(words)!r} {a.reasoning!r}"
+            f" {a.latency_ms:.0f}ms [{' '.join(a.tags)}] {scrub(words)!r} {scrub(a.reasoning)!r}"
         )
         return line.encode("utf-8", "replace")
 

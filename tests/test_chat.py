@@ -18,7 +18,16 @@ from brain.errors import (
     TurnConflict,
 )
 from tests.conftest import OpenLimbic, idle, log_lines
-from tests.fakes.llm_server import FakeLLM, Script, broken, refuse, reply, stalled
+from tests.fakes.llm_server import (
+    DONE,
+    FakeLLM,
+    Script,
+    broken,
+    raw,
+    refuse,
+    reply,
+    stalled,
+)
 from tests.fakes.side_server import AFFECT, Answer, FakeSide
 
 HARSH = {**AFFECT, "valence": -0.9, "intimacy": 0.7, "tension": 0.9, "confidence": 1.0}
@@ -209,6 +218,44 @@ async def test_a_reply_that_breaks_off_is_kept_and_marked_partial(
         assert await limbic.session("a").say("go on") == "Hello there!"
     assert len(llm.requests) == 2, "nothing was spliced onto the broken stream"
     assert llm.requests[1].body["messages"][2]["content"] == "I was about to"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        rb'{"model":"\ud800","choices":[{"delta":{"content":"Hello"}}]}',
+        rb'{"choices":[{"delta":{"content":"Hello"},"finish_reason":"\udfff"}]}',
+        b'{"choices":[{"delta":{"content":"Hello"}}],"usage":{"completion_tokens":%d}}' % 2**63,
+    ],
+    ids=["model", "finish reason", "count"],
+)
+async def test_an_odd_value_of_the_model_server_costs_no_reply_and_no_log_line(
+    llm: FakeLLM, open_limbic: OpenLimbic, odd: bytes
+) -> None:
+    llm.enqueue(raw(b"data: " + odd + b"\n\n", DONE))
+    async with open_limbic(llm) as limbic:
+        turn = limbic.session("a").say("hi")
+        assert await turn == "Hello" and turn.status == "done"
+        stored = await limbic.parts.store.load_session("a", persona="companion", at=0)
+    assert [t.reply for t in stored.turns] == ["Hello"]
+    assert [line["reply"] for line in log_lines(limbic)] == ["Hello"]
+
+
+async def test_a_turn_that_cannot_be_given_up_in_order_still_raises_its_own_error(
+    llm: FakeLLM, open_limbic: OpenLimbic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*args: object, **more: object) -> None:
+        raise TypeError("str is not valid UTF-8")
+
+    llm.enqueue(refuse(400, "context too long"))
+    async with open_limbic(llm) as limbic:
+        monkeypatch.setattr(limbic.parts.store, "abandon_turn", fail)
+        with pytest.raises(RemoteRejected, match="context too long"):
+            await limbic.session("a").say("hello")
+    events = log_lines(limbic, "events.jsonl")
+    assert [e["error"] for e in events if e["event"] == "abandon_not_stored"] == [
+        "TypeError('str is not valid UTF-8')"
+    ]
 
 
 async def test_leaving_the_loop_cancels_the_turn_and_the_server_stops(

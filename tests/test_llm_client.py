@@ -132,6 +132,18 @@ def test_text_never_holds_a_surrogate_and_loses_nothing_else(pieces: list[str]) 
     assert text == whole or text == whole[:-1]
 
 
+def test_facts_that_no_log_or_database_can_hold_are_made_whole_or_left_out() -> None:
+    events = CompletionEvents(remote="llm")
+    events.take(
+        rb'{"model":"m\ud800\ud83d\ude00","choices":[{"finish_reason":"sto\udfffp"}],'
+        b'"usage":{"prompt_tokens":9223372036854775808,"completion_tokens":2147483648,'
+        b'"prompt_tokens_details":{"cached_tokens":2147483647}}}'
+    )
+    assert (events.model, events.finish_reason) == ("m\ufffd😀", "sto\ufffdp")
+    assert (events.prompt_tokens, events.completion_tokens) == (None, None)
+    assert events.cached_tokens == 2**31 - 1
+
+
 @given(
     st.binary(max_size=80)
     | st.recursive(

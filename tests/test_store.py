@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -244,6 +245,55 @@ def test_a_write_that_the_system_refuses_is_not_retried_on_the_same_connection(
         done.stderr
     )
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def _fails_to_write(connection: sqlite3.Connection) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_WRITE"
+    raise error
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+async def test_a_disk_that_fails_at_reopening_refuses_every_request_and_may_recover(
+    store: Store, waiting: int
+) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    with pytest.raises(DiskFull):
+        await store.run(_fails_to_write)
+    good, store.path = store.path, store.directory / ("x" * 300)  # the system refuses this name
+    async with asyncio.timeout(20):
+        refused = await asyncio.gather(
+            *(store.begin_turn("s", f"t{n}", "words", at=1.0) for n in range(waiting)),
+            return_exceptions=True,
+        )
+    assert [type(error) for error in refused] == [StoreError] * waiting
+    store.path = good
+    assert (await store.begin_turn("s", "t1", "words", at=2.0)).seq == 1
+
+
+async def test_a_file_whose_rights_cannot_be_set_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(StoreError, match="Permission denied; set"):
+        await Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("waiting", [1, 2])
+async def test_whatever_goes_wrong_in_the_database_thread_nobody_waits_for_ever(
+    store: Store, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    def fail() -> sqlite3.Connection:
+        raise SystemExit("unforeseen")
+
+    monkeypatch.setattr(store, "_connect", fail)
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*(store.sessions() for _ in range(waiting)),
+                                       return_exceptions=True)  # fmt: skip
+    assert [type(error) for error in results] == [StoreError] * waiting
 
 
 async def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from brain.settings import TelemetrySettings
 from brain.telemetry import Telemetry
 from tests.conftest import OpenLimbic, log_lines
 from tests.fakes.llm_server import FakeLLM
+from tests.fakes.side_server import AFFECT as SCORES
+from tests.fakes.side_server import Answer, FakeSide
 
 AFFECT = Affect(valence=0.5, intimacy=0.1, tension=-0.2, confidence=0.9, reasoning="because")
 
@@ -51,6 +53,23 @@ async def test_users_words_are_logged_only_when_allowed(
     assert (b"secret garden" in everything) == keep
     if not keep:
         assert log_lines(limbic)[0]["text"]["chars"] == len("my secret garden")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_reason_that_comes_with_its_scores_is_logged_only_with_the_users_words(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic, keep: bool
+) -> None:
+    reason = "“my secret garden” +0.20, token=abcdefgh12345678"
+    side.enqueue("/v1/affect", Answer({**SCORES, "reasoning": reason}))
+    more = {"TELEMETRY__LOG_TEXT": str(keep).lower(), "BLEND__SOFT_DEADLINE_MS": 5_000}
+    async with open_limbic(llm, side, **more) as limbic:
+        await limbic.session("a").say("hi")
+        await limbic.telemetry.flush()
+        shown = (await limbic.snapshot())["affect"]["last"]["reasoning"]
+    assert shown == reason, "what is running says why; nothing of it is kept"
+    for name in ("affect_head_raw.jsonl", "affect_head_readable.log"):
+        text = (limbic.telemetry.directory / name).read_text()
+        assert ("secret garden" in text) == keep and "abcdefgh" not in text
 
 
 async def test_secrets_never_reach_the_log(tmp_path: Path) -> None:
@@ -108,6 +127,17 @@ async def test_events_beyond_the_queue_are_dropped_and_counted(tmp_path: Path) -
     assert telemetry.dropped > 0 and "dropped" in telemetry.problems()[0]
     await telemetry.close()
     assert len(lines(tmp_path / "events.jsonl")) == 16
+
+
+async def test_a_value_that_no_line_can_hold_costs_its_own_line_alone(tmp_path: Path) -> None:
+    telemetry = await opened(tmp_path)
+    telemetry.emit("before")
+    telemetry.emit("odd", note="\ud800")
+    telemetry.emit("after")
+    await telemetry.close()
+    names = [line["event"] for line in lines(tmp_path / "events.jsonl")]
+    assert names == ["start", "before", "after", "stop"]
+    assert telemetry.dropped == 1 and "no line could hold" in telemetry.problems()[0]
 
 
 def test_files_rotate_by_size_and_the_oldest_goes(tmp_path: Path) -> None:
