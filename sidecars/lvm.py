@@ -96,8 +96,8 @@ class LvmService(Service):
         parser.add_argument(
             "--model",
             type=Path,
-            default=WEIGHTS / "lvm_dialogue",
-            help="the predictor's folder, or lvm_dialogue or lvm_articles, which are shipped",
+            help="the predictor's folder, or lvm_dialogue (the default) or lvm_articles, which are "
+            "shipped",
         )
         parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
         parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
@@ -112,8 +112,16 @@ class LvmService(Service):
         ]
         if wrong:
             raise ConfigError(*wrong)
-        shipped = WEIGHTS / args.model.name
-        if args.model == Path(args.model.name) and not args.model.exists() and shipped.is_dir():
+        if args.model is None:
+            args.model = WEIGHTS / "lvm_dialogue"
+        elif not args.model.exists():
+            shipped = WEIGHTS / args.model.name
+            if args.model != Path(args.model.name) or not shipped.is_dir():
+                # Going on with the encoder alone would take surprise and anticipation in silence.
+                raise ConfigError(
+                    f"--model {args.model}: no such folder; give the one of a predictor, or "
+                    "lvm_dialogue or lvm_articles, which are shipped"
+                )
             args.model = shipped
         return cls(args)
 

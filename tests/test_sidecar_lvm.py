@@ -14,7 +14,9 @@ import orjson
 import pytest
 
 from brain.errors import EXIT_CONFIG, ConfigError, LimbicError
+from brain.paths import SHIPPED_MODELS
 from brain.schema import Embeddings, Prediction, parse_wire
+from sidecars import lvm
 from sidecars.launch import _parser
 from sidecars.lvm import WEIGHTS, LvmService
 from sidecars.lvm_network import load_network
@@ -101,12 +103,28 @@ async def test_bad_input_is_a_400_with_a_reason(route: str, body: dict[str, Any]
     assert orjson.loads(answer)["error"]["message"]
 
 
-async def test_without_a_predictor_it_encodes_and_says_so(tmp_path: Path) -> None:
-    async with served("--model", str(tmp_path / "none")) as (http, url):
+async def test_where_no_predictor_is_installed_it_encodes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvm, "WEIGHTS", tmp_path)
+    async with served("--encoder", str(WEIGHTS / "minilm")) as (http, url):
         assert (await post(http, f"{url}/encode", {"texts": ["a"]}))[0] == 200
         status, body = await post(http, f"{url}/infer", {"context_vectors": [[0.1] * DIM]})
     assert status == 503
     assert orjson.loads(body)["error"]["code"] == "no_model"
+
+
+@pytest.mark.parametrize("name", ["none", "lvm_artikles", "no/lvm_articles"])
+def test_a_predictor_that_is_named_and_missing_is_refused_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name}: no such folder"):
+        service("--model", name)
+
+
+def test_the_brain_knows_the_names_of_the_shipped_predictors() -> None:
+    assert {folder.name for folder in WEIGHTS.glob("lvm_*")} == SHIPPED_MODELS
 
 
 def test_a_predictor_made_for_another_encoder_is_refused(tmp_path: Path) -> None:
