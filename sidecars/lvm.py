@@ -25,8 +25,8 @@ from sidecars.lvm_linear import LinearNetwork
 from sidecars.lvm_network import LvmNetwork, load_network
 from sidecars.onnx_text import TextModel, first_line
 from sidecars.service import ModelInfo, Progress, Service
+from sidecars.weights import WEIGHTS, shipped
 
-WEIGHTS = Path(__file__).parent / "weights"
 MAX_TEXTS = 1024
 MAX_WINDOWS = 1024
 MAX_CANDIDATES = 10_000
@@ -114,15 +114,14 @@ class LvmService(Service):
             raise ConfigError(*wrong)
         if args.model is None:
             args.model = WEIGHTS / "lvm_dialogue"
-        elif not args.model.exists():
-            shipped = WEIGHTS / args.model.name
-            if args.model != Path(args.model.name) or not shipped.is_dir():
+        else:
+            args.model = shipped(args.model)
+            if not args.model.exists():
                 # Going on with the encoder alone would take surprise and anticipation in silence.
                 raise ConfigError(
                     f"--model {args.model}: no such folder; give the one of a predictor, or "
                     "lvm_dialogue or lvm_articles, which are shipped"
                 )
-            args.model = shipped
         return cls(args)
 
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
