@@ -88,6 +88,11 @@ def load_persona(name: str, settings: Settings) -> Persona:
     raw = read_toml(path)
     try:
         override = raw.pop("hormones", {})
+        if not isinstance(override, dict):
+            raise ConfigError(
+                f"{path}: hormones: must be a table, such as [hormones.levels.dopamine] "
+                f"(got {override!r:.80})"
+            )
         raw["hormones"] = load_hormones(settings).merged(override)
         return Persona.model_validate({"name": name, **raw})
     except ValidationError as error:

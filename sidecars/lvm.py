@@ -23,10 +23,10 @@ from sidecars.guard import Problem, Timed, context_of, json_response, read_body
 from sidecars.launch import main
 from sidecars.lvm_linear import LinearNetwork
 from sidecars.lvm_network import LvmNetwork, load_network
-from sidecars.onnx_text import TextModel
+from sidecars.onnx_text import TextModel, first_line
 from sidecars.service import ModelInfo, Progress, Service
+from sidecars.weights import WEIGHTS, shipped
 
-WEIGHTS = Path(__file__).parent / "weights"
 MAX_TEXTS = 1024
 MAX_WINDOWS = 1024
 MAX_CANDIDATES = 10_000
@@ -96,8 +96,8 @@ class LvmService(Service):
         parser.add_argument(
             "--model",
             type=Path,
-            default=WEIGHTS / "lvm_dialogue",
-            help="the predictor's folder, or lvm_dialogue or lvm_articles, which are shipped",
+            help="the predictor's folder, or lvm_dialogue (the default) or lvm_articles, which are "
+            "shipped",
         )
         parser.add_argument("--threads", type=int, default=1, help="of one inference (default: 1)")
         parser.add_argument("--max-queue", type=int, default=256, help="requests that may wait")
@@ -112,9 +112,16 @@ class LvmService(Service):
         ]
         if wrong:
             raise ConfigError(*wrong)
-        shipped = WEIGHTS / args.model.name
-        if args.model == Path(args.model.name) and not args.model.exists() and shipped.is_dir():
-            args.model = shipped
+        if args.model is None:
+            args.model = WEIGHTS / "lvm_dialogue"
+        else:
+            args.model = shipped(args.model)
+            if not args.model.exists():
+                # Going on with the encoder alone would take surprise and anticipation in silence.
+                raise ConfigError(
+                    f"--model {args.model}: no such folder; give the one of a predictor, or "
+                    "lvm_dialogue or lvm_articles, which are shipped"
+                )
         return cls(args)
 
     def load(self, progress: Progress, stopping: Callable[[], bool]) -> ModelInfo:
@@ -122,11 +129,10 @@ class LvmService(Service):
         self._encoder = TextModel.load(self._args.encoder, threads=self._args.threads)
         if "embedding" not in self._encoder.outputs:
             raise ConfigError(f"{self._args.encoder}: not a sentence encoder")
-        self._dim = int(self._encoder.manifest["dim"])
-        self._encode(["warm start"])
         manifest = self._encoder.manifest
-        self._encoder_name = f"{manifest['name']}-{manifest.get('version', '?')}"
-        self._model = str(manifest["name"])
+        self._model = _said(manifest, "name", self._args.encoder)
+        self._encoder_name = f"{self._model}-{manifest.get('version', '?')}"
+        self._dim = self._measured(manifest.get("dim"))
         if not self._args.model.exists():
             progress(f"no predictor at {self._args.model}: the encoder is served alone")
             return ModelInfo(self._model, self._encoder.sha256)
@@ -138,10 +144,33 @@ class LvmService(Service):
                 f"{self._args.model} was made for another encoder ({str(made_for)[:12]}); "
                 f"this one is {self._encoder.sha256[:12]}"
             )
+        if network.dim != self._dim:
+            raise ConfigError(
+                f"{self._args.model}: predicts {network.dim} dimensions; the encoder's have "
+                f"{self._dim}"
+            )
+        name, version = (_said(network.manifest, k, self._args.model) for k in ("name", "version"))
         network.predict(np.zeros((1, CONTEXT_VECTORS, self._dim), np.float32))
-        self._network = network
-        self._model = f"{network.manifest['name']}-{network.manifest['version']}"
+        self._network, self._model = network, f"{name}-{version}"
         return ModelInfo(self._model, network.manifest["files"]["model.safetensors"]["sha256"])
+
+    def _measured(self, said: object) -> int:
+        """Dimensions of the encoder's vectors, from a first run; they are what its manifest says.
+
+        Raises:
+            ConfigError: it does not run, or its manifest says otherwise (exit code 78).
+        """
+        where = self._args.encoder
+        try:
+            found = self._encode(["warm start"]).shape
+        except Exception as error:  # the runtime raises types of its own
+            raise ConfigError(f"{where}: cannot be run ({first_line(error)})") from error
+        if not isinstance(said, int) or found != (1, said):
+            raise ConfigError(
+                f"{where}: gives vectors of shape {found[1:]}, its manifest says dim "
+                f"{str(said)[:40]}; export it again"
+            )
+        return said
 
     async def start(self) -> None:
         self._batcher = MicroBatcher(
@@ -288,6 +317,14 @@ class LvmService(Service):
                 "wrong_dimension",
                 f"{name} have {array.shape[-1]} dimensions; the encoder's have {self._dim}",
             )
+
+
+def _said(manifest: dict[str, Any], key: str, folder: Path) -> str:
+    """What a model's manifest must say of it; raises ConfigError where it does not."""
+    value = manifest.get(key)
+    if not isinstance(value, str | int) or not str(value):
+        raise ConfigError(f"{folder}: its manifest lacks {key}; export the model again")
+    return str(value)
 
 
 def _numbers(value: list[Any], name: str) -> Array:

@@ -130,7 +130,7 @@ class LinearNetwork:
             probe = np.zeros((1, CONTEXT, self.dim), np.float32)
             self.predict(probe)
             self.rank(probe, probe[0])
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
             raise ArtifactCorrupt(f"the network does not fit its manifest: {error}") from error
 
     def predict(self, context: npt.ArrayLike) -> Array:

@@ -32,7 +32,7 @@ KIND = "lvm"
 ARCHITECTURE = "two-heads-1"
 ARCHITECTURES = (ARCHITECTURE, lvm_linear.ARCHITECTURE)
 _TYPES = {"F16": np.float16, "F32": np.float32}
-_MANIFEST = "manifest.json"
+_MANIFEST, _WEIGHTS = "manifest.json", "model.safetensors"
 
 
 def read_safetensors(path: Path) -> dict[str, Array]:
@@ -74,8 +74,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         known = ", ".join(ARCHITECTURES)
         raise ArtifactCorrupt(f"{folder}: this version runs only these networks: {known}")
     files = manifest.get("files")
-    if not isinstance(files, dict) or not files:
-        raise ArtifactCorrupt(f"{folder / _MANIFEST} lists no files")
+    if not isinstance(files, dict) or _WEIGHTS not in files:
+        raise ArtifactCorrupt(f"{folder / _MANIFEST} does not list {_WEIGHTS}")
     for name, entry in files.items():
         path = folder / Path(name).name
         if not path.is_file():
@@ -104,7 +104,7 @@ def load_network(folder: str | Path) -> LvmNetwork | LinearNetwork:
     """
     folder = Path(folder)
     manifest = check_folder(folder)
-    tensors = read_safetensors(folder / "model.safetensors")
+    tensors = read_safetensors(folder / _WEIGHTS)
     if manifest["network"]["architecture"] == lvm_linear.ARCHITECTURE:
         return LinearNetwork(manifest, tensors)
     return LvmNetwork(manifest, tensors)
@@ -133,7 +133,7 @@ class LvmNetwork:
             probe = np.zeros((1, CONTEXT, self.dim), np.float32)
             self.predict(probe)
             self.rank(probe, probe[0])
-        except (KeyError, ValueError, TypeError) as error:
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
             raise ArtifactCorrupt(f"the network does not fit its manifest: {error}") from error
 
     @classmethod
@@ -141,7 +141,7 @@ class LvmNetwork:
         """Load and verify a model folder. Raises ArtifactError subclasses (exit 78)."""
         folder = Path(folder)
         manifest = check_folder(folder)
-        return cls(manifest, read_safetensors(folder / "model.safetensors"))
+        return cls(manifest, read_safetensors(folder / _WEIGHTS))
 
     def predict(self, context: npt.ArrayLike) -> Array:
         """Next vector, ``[B, 5, D] -> [B, D]``, unit norm."""

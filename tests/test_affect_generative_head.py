@@ -46,6 +46,17 @@ MESSAGES = [
 ]
 
 
+@pytest.mark.parametrize("template", ["{% for m in %}", "{% break %}"])
+def test_a_file_whose_chat_template_is_broken_is_refused_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(tiny_llama, "TEMPLATE", template)
+    tiny_llama.write_base(tmp_path / "odd.gguf")
+    with pytest.raises(ArtifactCorrupt, match=r"odd\.gguf: the model's chat template") as caught:
+        GenerativeHead.load(tmp_path / "odd.gguf")
+    assert caught.value.exit_code == EXIT_CONFIG
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model, exported as if it were trained."""

@@ -218,6 +218,14 @@ def test_any_text_is_a_reference_or_a_clear_refusal(text: str) -> None:
         assert ".." not in parsed.target.split("/")
 
 
+def test_the_home_of_nobody_and_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").symlink_to(tmp_path / "b.gguf")
+    (tmp_path / "b.gguf").symlink_to(tmp_path / "a.gguf")
+    for text in ("~no_such_user_here/x.gguf", str(tmp_path / "a.gguf")):
+        with pytest.raises(ArtifactMissing, match=r"\.gguf"):
+            resolve(text)
+
+
 def test_a_package_is_found_without_importing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,13 +86,55 @@ def test_where_the_chat_model_is_has_one_place(tmp_path: Path, line: str) -> Non
         load_settings(file, environ={})
     file.write_text('[llm]\nmodel = "m"\n[sidecars.llm]\nmode = "managed"\nargs = ["-v"]\n')
     side = load_settings(file, environ={}).sidecar("llm")
-    assert (side.model, side.args, side.required) == ("m", ("-v",), True)
+    assert (side.model, side.args, side.required) == (str(tmp_path / "m"), ("-v",), True)
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     file = tmp_path / "limbic.toml"
     file.write_text('[paths]\ndata = "d"\n')
     assert load_settings(file, environ={}).data_dir == tmp_path / "d"
+
+
+def test_models_of_a_file_are_found_beside_it_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file, digest = tmp_path / "limbic.toml", "#sha256=" + "0" * 64
+    file.write_text(
+        f'[llm]\nmodel = "file:models/x.gguf{digest}"\n'
+        '[sidecars.cahm]\nmodel = "../a.gguf"\n[sidecars.lvm]\nmodel = "mine"\n'
+    )
+    settings = load_settings(file, environ={"LIMBIC__SIDECARS__CAHM__MODEL": "b.gguf"})
+    assert settings.sidecar("llm").model == f"{tmp_path}/models/x.gguf{digest}"
+    assert settings.sidecar("lvm").model == f"{tmp_path}/mine"
+    assert settings.sidecar("cahm").model == f"{tmp_path}/elsewhere/b.gguf"
+    table = load_settings(file, environ={"LIMBIC__SIDECARS": '{lvm = {model = "mine"}}'})
+    assert table.sidecar("lvm").model == f"{tmp_path}/elsewhere/mine"
+    assert load_settings(file, environ={}).sidecar("cahm").model == f"{tmp_path.parent}/a.gguf"
+
+
+def test_models_that_are_no_paths_stay_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "limbic.toml"
+    for name in ("pkg:p/x.gguf", "hf:org/repo/x.gguf", "", "lvm_articles"):
+        file.write_text(f'[llm]\nmodel = "{name}"\n[sidecars.lvm]\nmodel = "{name}"\n')
+        settings = load_settings(file, environ={})
+        assert (settings.llm.model, settings.sidecar("lvm").model) == (name, name)
+    file.write_text('[llm]\nmodel = "org/name"\nbase_url = "http://127.0.0.1:9/v1"\n')
+    assert load_settings(file, environ={}).llm.model == "org/name"
+
+
+@pytest.mark.parametrize("key", ["paths.data", "paths.logs", "state.hormones", "llm.model"])
+@pytest.mark.parametrize("path", ["~no_such_user_here/x", "a\\u0000b"])
+def test_what_cannot_be_a_path_is_one_line_that_names_the_key(
+    tmp_path: Path, key: str, path: str
+) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text(f'{key} = "{path}"\nweb.port = -1\n')
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ={})
+    assert len(caught.value.problems) == 2  # together with every other mistake
+    assert caught.value.problems[0].startswith(f"{file}: {key}: not a path: ")
 
 
 def test_two_personas_ship_and_differ() -> None:
@@ -117,4 +159,14 @@ def test_mistakes_in_a_persona_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "limbic.toml"
     file.write_text("")
     with pytest.raises(ConfigError, match=r"odd\.toml: levels\.dopamine\.baseline"):
+        load_persona("odd", load_settings(file, environ={}))
+
+
+@pytest.mark.parametrize("value", ["3", '"calm"', "[1]"])
+def test_hormones_of_a_persona_that_are_no_table_are_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "personas").mkdir()
+    (tmp_path / "personas" / "odd.toml").write_text(f'system = "x"\nhormones = {value}\n')
+    file = tmp_path / "limbic.toml"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"odd\.toml: hormones: must be a table"):
         load_persona("odd", load_settings(file, environ={}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import numpy as np
 import orjson
 import pytest
 
-from brain.errors import EXIT_CONFIG, ConfigError
+from brain.errors import EXIT_CONFIG, ConfigError, LimbicError
+from brain.paths import SHIPPED_MODELS
 from brain.schema import Embeddings, Prediction, parse_wire
+from sidecars import lvm
 from sidecars.launch import _parser
 from sidecars.lvm import WEIGHTS, LvmService
 from sidecars.lvm_network import load_network
@@ -101,12 +103,28 @@ async def test_bad_input_is_a_400_with_a_reason(route: str, body: dict[str, Any]
     assert orjson.loads(answer)["error"]["message"]
 
 
-async def test_without_a_predictor_it_encodes_and_says_so(tmp_path: Path) -> None:
-    async with served("--model", str(tmp_path / "none")) as (http, url):
+async def test_where_no_predictor_is_installed_it_encodes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvm, "WEIGHTS", tmp_path)
+    async with served("--encoder", str(WEIGHTS / "minilm")) as (http, url):
         assert (await post(http, f"{url}/encode", {"texts": ["a"]}))[0] == 200
         status, body = await post(http, f"{url}/infer", {"context_vectors": [[0.1] * DIM]})
     assert status == 503
     assert orjson.loads(body)["error"]["code"] == "no_model"
+
+
+@pytest.mark.parametrize("name", ["none", "lvm_artikles", "no/lvm_articles"])
+def test_a_predictor_that_is_named_and_missing_is_refused_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name}: no such folder"):
+        service("--model", name)
+
+
+def test_the_brain_knows_the_names_of_the_shipped_predictors() -> None:
+    assert {folder.name for folder in WEIGHTS.glob("lvm_*")} == SHIPPED_MODELS
 
 
 def test_a_predictor_made_for_another_encoder_is_refused(tmp_path: Path) -> None:
@@ -118,6 +136,41 @@ def test_a_predictor_made_for_another_encoder_is_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="another encoder") as caught:
         service("--model", str(folder)).load(lambda _: None, lambda: False)
     assert caught.value.exit_code == EXIT_CONFIG
+
+
+def changed(folder: Path, source: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A model folder like ``source`` whose manifest was changed."""
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).symlink_to(file)
+    manifest = orjson.loads((source / "manifest.json").read_bytes())
+    change(manifest)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_bytes(orjson.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("option", "source", "change", "complaint"),
+    [
+        ("--model", "lvm_dialogue", lambda m: m.pop("name"), "lacks name"),
+        ("--model", "lvm_dialogue", lambda m: m.pop("version"), "lacks version"),
+        ("--model", "lvm_articles", lambda m: m["files"].pop("model.safetensors"), "does not list"),
+        ("--model", "lvm_dialogue", lambda m: m["network"].pop("dim"), "does not fit"),
+        ("--model", "lvm_dialogue", lambda m: m["network"]["vector"].update(heads=0), "not fit"),
+        ("--encoder", "minilm", lambda m: m.pop("name"), "lacks name"),
+        ("--encoder", "minilm", lambda m: m.pop("dim"), "its manifest says dim None"),
+        ("--encoder", "minilm", lambda m: m.update(dim=100), "its manifest says dim 100"),
+    ],
+)
+def test_a_manifest_that_lacks_what_is_served_from_it_is_refused_for_good(
+    tmp_path: Path, option: str, source: str, change: Callable[[dict[str, Any]], Any],
+    complaint: str,
+) -> None:  # fmt: skip
+    folder = changed(tmp_path / "model", WEIGHTS / source, change)
+    with pytest.raises(LimbicError, match=complaint) as caught:
+        service(option, str(folder)).load(lambda _: None, lambda: False)
+    assert caught.value.exit_code == EXIT_CONFIG and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["lvm_dialogue", "lvm_articles"])
