@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,45 @@ def test_the_card_names_counts_licences_hashes_and_the_command(world):
         "gate passed", "hostile_intimacy", "sha256",
     ):  # fmt: skip
         assert piece in text
+
+
+def test_the_permissive_card_of_a_whole_build_says_what_it_leaves_out_and_how_all_was_built(world):
+    root, _, _ = world
+    result = limbic("card", root / "first", "--licence", "permissive")
+    assert result.exit_code == 0
+    assert "    limbic data build\n" in result.output  # what the build was told, without a licence
+    assert "--licence permissive" not in result.output
+    table, _, rest = result.output.partition("left out")
+    assert "train.CC-BY-SA-4.0.jsonl" not in table and "train.CC-BY-SA-4.0.jsonl" in rest
+    assert "left out" not in limbic("card", root / "first").output
+
+
+def test_a_card_gives_the_command_of_the_build_also_where_only_the_choices_were_kept(
+    world, tmp_path
+):
+    root, run, _ = world
+    run("strict", permissive_only=True, command="limbic data build --licence permissive --seed 3")
+    folder = tmp_path / "strict"
+    shutil.copytree(root / "strict", folder)
+    assert "    limbic data build --licence permissive --seed 3\n" in limbic("card", folder).output
+    report = orjson.loads((folder / "report.json").read_bytes())
+    del report["command"]
+    (folder / "report.json").write_bytes(orjson.dumps(report))
+    text = limbic("card", folder).output
+    last = report["sources"][-1]
+    assert f" --source {last} --licence permissive --seed {fast().seed}\n" in text
+    assert "emobank" not in text
+    (folder / "report.json").unlink()
+    result = limbic("card", folder)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "report.json: not found" in result.stderr
+
+
+def test_the_card_of_an_empty_folder_is_one_line(tmp_path):
+    for more in ((), ("--licence", "permissive"), ("--json",)):
+        result = limbic("card", tmp_path, *more)
+        assert result.exit_code == 1
+        assert "holds no data set" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_permissive_builds_hold_no_share_alike_row(world):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from tests.fakes.lvm_worlds import DIM, cycling_store, drifting_store
 from trainers.lvm import ceiling, pair_features, words
 from trainers.lvm.baselines import CopyLast
 from trainers.lvm.corpora import Corpus
+from trainers.lvm.errors import TooFewWindows
 from trainers.lvm.fivecat import HIT
-from trainers.lvm.retrieval import pool_ranks
-from trainers.lvm.store import store_in_memory
+from trainers.lvm.retrieval import is_context, pessimistic_ranks, pool_ranks
+from trainers.lvm.store import VectorStore, store_in_memory
 
 
 class Copying:
@@ -34,8 +36,79 @@ class Copying:
         return np.zeros(len(candidates), np.float32)
 
 
+def apart(store: VectorStore) -> tuple[np.ndarray, np.ndarray]:
+    """Training windows of every other document, and of the rest."""
+    windows = store.windows("train")
+    other = np.isin(store.document_of(windows), np.unique(store.document_of(windows))[1::2])
+    return windows[~other], windows[other]
+
+
+def hits(
+    features: pair_features.Features, store: VectorStore, targets: np.ndarray, name: str
+) -> float:
+    """hit@10 of one feature among all the targets."""
+    ranks = np.zeros(len(targets), np.int64)
+    for at, matrix in features.matrix(store, targets, targets):
+        scores = matrix[:, :, features.names.index(name)]
+        ranks[at] = pessimistic_ranks(scores, at, is_context(targets, targets[at]))
+    return float((ranks <= HIT).mean())
+
+
+def test_on_noise_the_features_that_rankers_are_taught_on_are_at_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, count = np.random.default_rng(0), 40
+    splits = ["valid" if i % 5 == 0 else "train" for i in range(count)]
+    noise = [rng.standard_normal((15, DIM)) for _ in range(count)]
+    store, taught = store_in_memory(noise, splits), []
+    train = ceiling.fit_rankers
+
+    def spy(features: pair_features.Features, *rest: Any, **more: Any) -> dict[str, Any]:
+        taught.append((features, rest[1]))
+        return train(features, *rest, **more)
+
+    monkeypatch.setattr(ceiling, "fit_rankers", spy)
+    rows = ceiling.ceiling(store, store, fit_windows=150, shares=(1.0,), pool=80, rounds=5)
+    (features, targets), *_ = taught
+    chance = HIT / len(targets)
+    for name in ("ridge", "scalars", "backwards", "followed", "preceded"):
+        assert hits(features, store, targets, name) < 2.5 * chance, name
+    fitted = store.windows("train")
+    fitted = fitted[np.isin(store.document_of(fitted), features.documents)]
+    assert hits(features, store, fitted, "ridge") > 5 * chance  # what they would have been taught
+    # So the rankers know nothing, rather than something wrong.
+    assert all(row["hit10"][0] < 2.5 * HIT / 80 for row in rows)
+
+
+def test_rankers_are_not_taught_on_documents_whose_answers_the_features_know() -> None:
+    store = drifting_store(documents=20)
+    features = pair_features.Features(store, store.windows("train"))
+    with pytest.raises(ValueError, match="not fitted on"):
+        ceiling.fit_rankers(features, store, store.windows("train")[:9], pool=9, rounds=1)
+
+
+def test_rankers_see_a_models_scores_only_where_it_was_trained_on_none_of_the_dialogues() -> None:
+    store = drifting_store(documents=20)
+    fitted, taught = apart(store)
+    for unseen in (False, True):
+        features = pair_features.Features(store, fitted, Copying(), unseen=unseen)
+        seen = {features.names[column] for column in features.columns}
+        assert seen >= {"ridge", "place: ridge"} and ("vector head" in seen) is unseen
+        assert ("rank head" in seen) is unseen and ("place: rank head" in seen) is unseen
+        found = ceiling.fit_rankers(features, store, taught, pool=40, rounds=2)
+        assert found["trees"].n_features_in_ == len(features.columns)
+        assert len(features.names) - len(features.columns) == (0 if unseen else 4)
+
+
+def test_one_training_document_is_too_few() -> None:
+    rows = np.random.default_rng(0).standard_normal((9, DIM))
+    store = store_in_memory([rows, rows], ["train", "valid"])
+    with pytest.raises(TooFewWindows, match="two training documents"):
+        ceiling.ceiling(store, store)
+
+
 def test_trees_find_what_similarities_with_the_context_alone_do_not() -> None:
-    store = cycling_store(documents=60)
+    store = cycling_store(documents=120)
     rows = ceiling.ceiling(
         store, store, windows=200, fit_windows=200, shares=(1.0,), pool=100, rounds=40
     )
@@ -48,8 +121,9 @@ def test_trees_find_what_similarities_with_the_context_alone_do_not() -> None:
 def test_what_ranks_by_itself_has_the_ranks_of_5cat() -> None:
     store = drifting_store(documents=40)
     targets = store.windows("valid")
-    features = pair_features.Features(store, store.windows("train"), Copying())
-    rankers = ceiling.fit_rankers(features, store, store.windows("train")[:60], pool=60, rounds=5)
+    fitted, taught = apart(store)
+    features = pair_features.Features(store, fitted, Copying(), unseen=True)
+    rankers = ceiling.fit_rankers(features, store, taught[:60], pool=60, rounds=5)
     ranks = ceiling.judge(features, store, targets, rankers, pool=60)
     vectors = CopyLast().predict(store.contexts(targets))
     wanted, _ = pool_ranks(store, targets, lambda at, c: vectors[at] @ c.T, pool=60)

@@ -126,6 +126,7 @@ def build_set(
     if picture:
         draw_joint(merged.filter(~unmeasured()), train, out / "joint.png")
     report = {
+        "command": command,
         "seed": config.seed,
         "licence": "permissive" if permissive_only else "all",
         "sources": chosen,

@@ -10,6 +10,7 @@ import polars as pl
 
 from trainers.affect.config import Sources
 from trainers.affect.correlate import render
+from trainers.affect.errors import DataError
 from trainers.affect.frame import primary_tag, read_frame
 from trainers.affect.gold import digest
 from trainers.affect.rows import AXES
@@ -19,27 +20,36 @@ REPORT_FILE, CORRELATION_FILE = "report.json", "correlation.json"
 
 
 def card(folder: Path, sources: Sources, *, permissive_only: bool = False) -> dict[str, Any]:
-    """Everything the card says, from the shards and reports in ``folder``."""
-    files = []
+    """Everything the card says, from the shards and reports in ``folder``.
+
+    With ``permissive_only`` files with rows under other licences are left out, and named so.
+
+    Raises:
+        DataError: there is no file to describe.
+    """
+    files: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     frames = []
     for path in shard_files(folder):
         rows = read_frame(path)
-        licences = sorted(rows["licence"].unique())
-        if permissive_only and any(sources.licence_class(x) != "permissive" for x in licences):
+        counts = dict(_counts(rows, pl.col("licence")))
+        file = {"file": path.name, "rows": rows.height, "licences": counts, "sha256": digest(path)}
+        if permissive_only and any(sources.licence_class(x) != "permissive" for x in counts):
+            left_out.append(file)
             continue
         frames.append(rows.with_columns(pl.lit(path.name.split(".", 1)[0]).alias("part")))
-        files.append(
-            {
-                "file": path.name,
-                "rows": rows.height,
-                "licences": dict(_counts(rows, pl.col("licence"))),
-                "sha256": digest(path),
-            }
+        files.append(file)
+    if not frames:
+        raise DataError(
+            f"{folder}: every file has rows that are not permissive; describe it with --licence all"
+            if left_out
+            else f"{folder}: holds no data set; make one with `limbic data build`"
         )
     rows = pl.concat(frames)
     used = [name for name in sorted(rows["source"].unique()) if name in sources.sources]
     return {
         "files": files,
+        "left_out": left_out,
         "rows": rows.height,
         "by_part": dict(_counts(rows, pl.col("part"))),
         "by_source": _table(rows, "source"),
@@ -74,6 +84,22 @@ def _json(path: Path) -> Any:
     return orjson.loads(path.read_bytes()) if path.exists() else None
 
 
+def command_of(report: dict[str, Any] | None, folder: Path) -> str:
+    """The command that built the set, as its report tells it.
+
+    Raises:
+        DataError: there is no report.
+    """
+    if report is None:
+        raise DataError(f"{folder / REPORT_FILE}: not found; `limbic data build` writes it")
+    if "command" in report:
+        return str(report["command"])
+    # Reports of earlier versions say what was chosen, not how.
+    chosen = "".join(f" --source {name}" for name in report["sources"])
+    chosen += " --licence permissive" if report["licence"] == "permissive" else ""
+    return f"limbic data build --data FOLDER --out FOLDER{chosen} --seed {report['seed']}"
+
+
 def render_card(data: dict[str, Any], command: str) -> str:
     """The card as Markdown."""
     parts = list(data["by_part"])
@@ -98,6 +124,14 @@ def render_card(data: dict[str, Any], command: str) -> str:
     for file in data["files"]:
         licences = ", ".join(f"{name} ({count})" for name, count in file["licences"].items())
         lines.append(f"| `{file['file']}` | {file['rows']} | {licences} | `{file['sha256']}` |")
+    if data["left_out"]:
+        names = ", ".join(f"`{file['file']}` ({file['rows']} rows)" for file in data["left_out"])
+        lines += [
+            "",
+            "The build also wrote files with rows under other licences, which are left out of this "
+            f"card: {names}. What it says of the build and of the independence of the axes is said "
+            "of all rows.",
+        ]
     for title, key in (
         ("Sources", "by_source"),
         ("Quality", "by_quality"),

@@ -34,19 +34,20 @@ from trainers.affect.options import (
 def card(folder: Path, licence: str, out: Path | None, as_json: bool) -> None:
     """The dataset card of a set that `limbic data build` wrote.
 
+    With --licence permissive it describes the permissive files alone, and names the others.
+
     \b
     Example:
       limbic data card data/affect --licence permissive --out CARD.md
     """
     from trainers.affect.card import card as describe
-    from trainers.affect.card import render_card
+    from trainers.affect.card import command_of, render_card
 
     found = describe(folder, load_sources(), permissive_only=licence == "permissive")
     if as_json:
         emit(found)
         return
-    suffix = " --licence permissive" if licence == "permissive" else ""
-    text = render_card(found, f"limbic data build --out {folder}{suffix}")
+    text = render_card(found, command_of(found["report"], folder))
     if out is None:
         click.echo(text)
     else:

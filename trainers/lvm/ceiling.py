@@ -1,8 +1,10 @@
 """How much of hit@10 in 1,000 is in five frozen vectors: feature rankers, and their curve.
 
 A conditional logit and gradient-boosted trees see every similarity there is (``pair_features``).
-Trained on more and more dialogues, they show whether data are what is missing; given features of
-the words too, what is missing from the vectors. It needs scikit-learn (the train extra).
+Half of the dialogues fit what the features need, the other half teaches the rankers: features know
+the answers of what they were fitted on. Trained on more and more dialogues, they show whether data
+are what is missing; given features of the words too, what is missing from the vectors. It needs
+scikit-learn (the train extra).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from brain.errors import ConfigError, LimbicError
 from trainers.lvm.baselines import sample
 from trainers.lvm.bootstrap import cluster_interval
+from trainers.lvm.errors import TooFewWindows
 from trainers.lvm.fivecat import HIT
 from trainers.lvm.pair_features import Features
 from trainers.lvm.retrieval import POOL, is_context, pessimistic_ranks, pools
@@ -87,30 +90,38 @@ def fit_rankers(
     """A conditional logit and boosted trees that tell the true message from others of its pool.
 
     The others are some of the pool's best and some of the rest, weighted by how many each stands
-    for. Raises ConfigError without scikit-learn.
+    for. Both see the features' ``columns``.
+
+    Raises:
+        ConfigError: there is no scikit-learn.
+        ValueError: the features were fitted on a document of ``targets``, whose answers they know.
     """
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
     except ImportError as error:
         raise ConfigError(f"the ceiling needs the 'train' extra: {error}") from error
+    if features.knows(store, targets):
+        raise ValueError("rankers are taught on documents that the features were not fitted on")
     rng = np.random.default_rng(seed)
+    columns = features.columns
     kept, labels, weights = [], [], []
-    strongest = features.names.index("rank head" if features.model else "scalars")
-    for fresh, members in pools(len(targets), pool, seed):
-        rows = targets[members]
+    by_model = features.model is not None and features.unseen
+    strongest = features.names.index("rank head" if by_model else "scalars")
+    for fresh, inside in pools(len(targets), pool, seed):
+        rows = targets[inside]
         for at, matrix in features.matrix(store, targets[fresh], rows):
             excluded = is_context(rows, targets[fresh[at]])
             for line, own in enumerate(at):
                 others = np.flatnonzero(~excluded[line])
                 others = others[others != own]
                 order = others[np.argsort(-matrix[line, others, strongest], kind="stable")]
-                columns, stands = [np.array([own])], [np.ones(1)]
+                members, stands = [np.array([own])], [np.ones(1)]
                 for part, count in ((order[:SURELY], HARD), (order[SURELY:], EASY)):
                     drawn = rng.permutation(part)[:count]
-                    columns.append(drawn)
+                    members.append(drawn)
                     stands.append(np.full(len(drawn), len(part) / max(len(drawn), 1)))
-                chosen = np.concatenate(columns)
-                kept.append(matrix[line, chosen])
+                chosen = np.concatenate(members)
+                kept.append(matrix[line, chosen][:, columns])
                 labels.append(chosen == own)
                 weights.append(np.concatenate(stands))
     trees = HistGradientBoostingClassifier(
@@ -143,7 +154,7 @@ def judge(
         rows = targets[members]
         for at, matrix in features.matrix(store, targets[fresh], rows):
             excluded = is_context(rows, targets[fresh[at]])
-            flat = matrix.reshape(-1, matrix.shape[2])
+            flat = matrix.reshape(-1, matrix.shape[2])[:, features.columns]
             scores: dict[str, np.ndarray] = {
                 name: matrix[:, :, features.names.index(name)] for name in alone
             }
@@ -168,22 +179,32 @@ def ceiling(
     shares: tuple[float, ...] = SHARES,
     pool: int = POOL,
     rounds: int = ROUNDS,
+    unseen: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of the table: hit@10 and MRR in the pool with 95 % intervals over documents, of what
     ranks by itself, of the logit and of the trees, for growing shares of the training documents;
     the last two also read the words, where ``data`` is given. ``times`` are to the five scalars'
-    hit@10; ``gain`` is paired, over the model's with density (without a model, the scalars')."""
+    hit@10; ``gain`` is paired, over the model's with density (without a model, the scalars').
+
+    Of each share, one half of the documents fits the features and the other teaches the rankers.
+    They see the model's scores only where the model was trained on none of them (``unseen``).
+
+    Raises:
+        TooFewWindows: fewer than two training documents.
+    """
     targets = sample(store.windows(split), windows, seed)
     documents = store.document_of(targets)
     every = fit_store.windows("train")
     owner = fit_store.document_of(every)
     order = np.random.default_rng(seed).permutation(np.unique(owner))
+    if len(order) < 2:
+        raise TooFewWindows("the ceiling needs two training documents: features and rankers do")
     found: list[tuple[str, int | None, np.ndarray]] = []
 
     def run(features: Features, some: np.ndarray) -> dict[str, np.ndarray]:
         # As many windows of each document whatever the share: more documents, more windows.
         most = max(1, round(fit_windows * len(some) / len(order)))
-        few = sample(every[np.isin(owner, some)], most, seed)
+        few = sample(every[np.isin(owner, some[1::2])], most, seed)
         rankers = fit_rankers(features, fit_store, few, pool=pool, seed=seed, rounds=rounds)
         ranks = judge(features, store, targets, rankers, pool=pool, seed=seed)
         for name in rankers:
@@ -194,9 +215,9 @@ def ceiling(
         return ranks
 
     for share in sorted(shares):
-        some = order[: max(1, round(share * len(order)))]
-        mine = every[np.isin(owner, some)]
-        features = Features(fit_store, mine, model, seed)
+        some = order[: max(2, round(share * len(order)))]
+        mine = every[np.isin(owner, some[::2])]
+        features = Features(fit_store, mine, model, seed, unseen=unseen)
         alone = run(features, some)
     if data is not None:
         features.read(Words.read(data, mine, fit_store, store))
@@ -235,6 +256,11 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--store", type=Path, required=True, help="store to measure on")
     p.add_argument("--fit-store", type=Path, required=True, help="store whose train split teaches")
     p.add_argument("--model", type=Path, help="a two-heads model, whose scores are features too")
+    p.add_argument(
+        "--unseen",
+        action="store_true",
+        help="the model was trained on none of FIT_STORE: rankers may use its scores",
+    )
     p.add_argument("--data", type=Path, help="data folder: also read the words")
     p.add_argument("--windows", type=int, default=3_000)
     p.add_argument("--fit-windows", type=int, default=4_000)
@@ -258,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
             windows=options.windows,
             fit_windows=options.fit_windows,
             seed=options.seed,
+            unseen=options.unseen,
             shares=tuple(options.share or SHARES),
         ):
             print(_line(row))

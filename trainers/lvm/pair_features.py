@@ -24,6 +24,8 @@ SHARP = 10.0  # weight of a neighbour: exp(SHARP × similarity)
 MEMORY = 20_000  # training windows that are looked up
 #: Features whose place in the pool is one too.
 PLACED = ("scalars", "ridge", "followed", "rank head")
+#: What a model adds.
+MODELS = ("rank head", "rank head, density", "vector head", "place: rank head")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,13 @@ def _keys(contexts: np.ndarray) -> np.ndarray:
 class Features:
     """All features of windows and candidates; what is fitted is fitted on ``targets`` of ``store``.
 
+    On those windows they know the answer: ridge over noise finds most of them again and none of any
+    others. A ranker is taught on other documents (``knows``), or it trusts what will not hold.
+
     ``model`` adds its rank head's scores, with and without the candidates' density, and the cosine
-    with its vector.
+    with its vector. These know the answer wherever the model was trained, and no model folder says
+    on which dialogues that was. So rankers do not see them (``columns``) unless the caller says
+    that what it teaches them on is ``unseen`` by the model.
     """
 
     def __init__(
@@ -84,7 +91,12 @@ class Features:
         targets: np.ndarray,
         model: Any = None,
         seed: int = 0,
+        *,
+        unseen: bool = False,
     ) -> None:
+        self.store = store
+        self.documents = np.unique(store.document_of(targets))
+        self.unseen = unseen
         self.predictors: dict[str, Predictor] = {
             "scalars": fit_scalars(store, targets),
             "ridge": fit_ridge(store, targets),
@@ -104,6 +116,18 @@ class Features:
         self.names += ["nearest 5", "all", "spread", "genericness", "last's genericness", "moved"]
         self.names += ["rank head", "rank head, density", "vector head"] if model else []
         self.names += [f"place: {name}" for name in PLACED if name in self.names]
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Which features a ranker sees, int64."""
+        left_out = () if self.unseen else MODELS
+        return np.array([i for i, name in enumerate(self.names) if name not in left_out])
+
+    def knows(self, store: VectorStore, targets: np.ndarray) -> bool:
+        """Whether what is fitted was fitted on a document of these windows."""
+        if store is not self.store:
+            return False
+        return bool(np.isin(store.document_of(targets), self.documents).any())
 
     def read(self, words: Words) -> None:
         """Also take what the texts say."""
