@@ -16,7 +16,6 @@ each is tried again alone, so that one request's trouble stays its own.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 from collections import deque
@@ -28,12 +27,12 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from brain import store_sql as sql
-from brain.errors import DataDirectoryInUse, DiskFull, StoreError
+from brain.errors import DiskFull, StoreError
 from brain.events import Emit, discard
 from brain.schema import Affect
+from brain.store_file import open_database, own
 from brain.store_sql import NewMemory, SessionRecord, StoredTurn, TurnCommit
 
-BUSY_TIMEOUT_S = 5.0
 LATER_S = 1.0
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +59,7 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
         self._closed = False
+        self._released = False
         self._waiting: deque[_Request] = deque()
         self._scheduled = False
         self._statement_hook: Callable[[str], object] | None = None
@@ -81,14 +81,16 @@ class Store:
         return store
 
     async def close(self) -> None:
-        """Finish what is queued, checkpoint, release the directory. Idempotent."""
+        """Finish what is queued, checkpoint, release the directory; what comes later is refused.
+        Idempotent."""
         if self._closed:
             return
         self._closed = True
         loop = asyncio.get_running_loop()
         self._submit(loop)
-        await asyncio.shield(loop.run_in_executor(self._thread, self._close_in_thread))
+        released = loop.run_in_executor(self._thread, self._close_in_thread)
         self._thread.shutdown(wait=False)
+        await asyncio.shield(released)
 
     async def run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
@@ -100,7 +102,7 @@ class Store:
         Raises:
             DiskFull, StoreError: nothing of ``work`` was kept.
         """
-        if self._closed and self._lock_fd is None:
+        if self._closed:
             raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
         request = _Request(lambda connection: work(connection, *args, **kw), loop.create_future())
@@ -225,6 +227,8 @@ class Store:
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
     ) -> None:
         """Like ``run``, with the next request; nobody waits, and a failure is only emitted."""
+        if self._closed:
+            return
         loop = asyncio.get_running_loop()
         request = _Request(lambda connection: work(connection, *args, **kw), loop.create_future())
         request.answer.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -234,8 +238,16 @@ class Store:
 
     def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        if self._waiting:
+        if not self._waiting:
+            return
+        try:
             self._thread.submit(self._serve, loop)
+        except RuntimeError:  # the thread takes no more work: the interpreter ends
+            batch = [*self._waiting]
+            self._waiting.clear()
+            for request in batch:
+                request.error = StoreError("the store is closed")
+            _deliver(batch)
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the database thread: everything that waits, in order."""
@@ -301,67 +313,22 @@ class Store:
             request.error = error
 
     def _connect(self) -> sqlite3.Connection:
+        if self._released:
+            raise StoreError("the store is closed")
         if self._connection is None:
             try:
                 self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._own_directory()
-                self._connection = self._open_file()
+                if self._lock_fd is None:
+                    self._lock_fd = own(self.directory)
+                self._connection = open_database(self.path)
             except OSError as error:
                 raise StoreError(
                     f"cannot use the data directory {self.directory}: {error.strerror}; "
                     "set paths.data to a writable one"
                 ) from error
+            if self._statement_hook is not None:
+                self._connection.set_trace_callback(self._statement_hook)
         return self._connection
-
-    def _open_file(self) -> sqlite3.Connection:
-        try:
-            self.path.stat()  # not exists(), which takes a disk that fails for a file not there
-            existed = True
-        except FileNotFoundError:
-            existed = False
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level="IMMEDIATE"
-        )
-        try:
-            if not existed:
-                self.path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-            if existed:
-                found = connection.execute("PRAGMA quick_check").fetchone()[0]
-                if found != "ok":
-                    raise StoreError(
-                        f"{self.path} is damaged ({found}); restore a copy, or move it away to "
-                        "start anew"
-                    )
-            sql.migrate(connection, self.path)
-        except BaseException:
-            connection.close()
-            raise
-        if self._statement_hook is not None:
-            connection.set_trace_callback(self._statement_hook)
-        return connection
-
-    def _own_directory(self) -> None:
-        if self._lock_fd is not None:
-            return
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.directory / "limbic.lock", flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            pid = int(text) if text.isdigit() else None
-            raise DataDirectoryInUse(
-                f"{self.directory} is in use by another limbic (pid {pid or 'unknown'}); "
-                "stop it, or set another paths.data",
-                pid=pid,
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self._lock_fd = fd
 
     def _translate(self, error: sqlite3.Error) -> StoreError:
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
@@ -384,6 +351,7 @@ class Store:
                 self._emit("store_close_failed")
 
     def _close_in_thread(self) -> None:
+        self._released = True  # who came too late must not take the directory again
         self._drop_connection()
         if self._lock_fd is not None:
             os.close(self._lock_fd)

@@ -24,7 +24,7 @@ import structlog
 
 from brain.clock import Clock
 from brain.logfiles import LogFile
-from brain.redact import scrub
+from brain.redact import scrub, scrub_all
 from brain.schema import Affect, Foresight
 from brain.settings import TelemetrySettings
 from brain.snapshot import Snapshot
@@ -242,13 +242,11 @@ class Telemetry:
     def _redact(self, _: Any, __: str, event: Any) -> Any:
         """structlog processor: users' words by setting, secrets always."""
         for key, value in event.items():
-            if not isinstance(value, str):
-                continue
-            if key in TEXT_FIELDS and not self.log_text:
+            if key in TEXT_FIELDS and isinstance(value, str) and not self.log_text:
                 digest = hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:16]
                 event[key] = {"chars": len(value), "sha256": digest}
             else:
-                event[key] = scrub(value)
+                event[key] = scrub_all(value)
         return event
 
     def _publish(self, lines: list[bytes]) -> None:
@@ -260,7 +258,12 @@ class Telemetry:
 
 
 def _to_json(event: Any, **_: Any) -> bytes:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(event, default=_as_text, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _as_text(value: object) -> str:
+    """What JSON does not know: paths, errors."""
+    return scrub(str(value))
 
 
 def _iso(at: float) -> str:

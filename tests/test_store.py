@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -323,6 +324,50 @@ async def test_closing_twice_is_harmless_and_later_calls_are_refused(tmp_path: P
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.begin_turn("s", "t", "x", at=0)
+
+
+async def test_a_request_while_the_store_closes_is_refused_and_takes_no_directory(
+    tmp_path: Path,
+) -> None:
+    store = await Store.open(tmp_path)
+    await store.load_session("s", persona="companion", at=0)
+    begun = await store.begin_turn("s", "t1", "words", at=1.0)
+    busy, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def work(connection: sqlite3.Connection) -> bool:
+        loop.call_soon_threadsafe(busy.set)
+        return go_on.wait(20)
+
+    working = asyncio.create_task(store.run(work))
+    await busy.wait()
+    queued = asyncio.create_task(store.begin_turn("s", "t2", "in time", at=1.0))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    late = asyncio.create_task(
+        store.abandon_turn("s", begun.seq, status="failed", reply="", record={}, error=None, at=2.0)
+    )
+    await asyncio.sleep(0)
+    await store.set_tokens("s", begun.seq, 7)
+    go_on.set()
+    await closing
+    assert await working and (await queued).seq == 2
+    with pytest.raises(StoreError, match="closed"):
+        await late
+    again = await Store.open(tmp_path)
+    await again.close()
+
+
+async def test_a_request_that_no_thread_takes_any_more_is_refused(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path)
+    await asyncio.get_running_loop().run_in_executor(store._thread, store._close_in_thread)
+    with pytest.raises(StoreError, match="closed"):
+        await store.sessions()
+    store._thread.shutdown()
+    async with asyncio.timeout(20):
+        with pytest.raises(StoreError, match="closed"):
+            await store.sessions()
 
 
 def _run_until_killed(directory: Path, kill_at: int) -> tuple[int, list[dict]]:

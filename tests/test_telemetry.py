@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brain.clock import SystemClock
+from brain.errors import RemoteRejected
 from brain.logfiles import LogFile
 from brain.redact import printable, scrub
 from brain.schema import Affect
 from brain.settings import TelemetrySettings
 from brain.telemetry import Telemetry
 from tests.conftest import OpenLimbic, log_lines
-from tests.fakes.llm_server import FakeLLM
+from tests.fakes.llm_server import FakeLLM, refuse
 from tests.fakes.side_server import AFFECT as SCORES
 from tests.fakes.side_server import Answer, FakeSide
 
@@ -78,6 +79,45 @@ async def test_secrets_never_reach_the_log(tmp_path: Path) -> None:
     await telemetry.close()
     text = (tmp_path / "events.jsonl").read_text()
     assert "abcdefgh" not in text and "***" in text
+
+
+async def test_secrets_in_what_a_field_holds_never_reach_the_log(tmp_path: Path) -> None:
+    telemetry = await opened(tmp_path)
+    error = {"code": "RemoteRejected", "message": "the llm refused: api_key=abcdefgh1234"}
+    telemetry.emit("x", error=error, tried=[("hf_abcdefgh1234", 1.5)], cause=OSError("sk-abcdefgh"))
+    await telemetry.close()
+    (line,) = [one for one in lines(tmp_path / "events.jsonl") if one["event"] == "x"]
+    assert line["error"] == {"code": "RemoteRejected", "message": "the llm refused: api_key=***"}
+    assert line["tried"] == [["***", 1.5]] and line["cause"] == "***"
+    assert error["message"].endswith("abcdefgh1234"), "who emits it keeps it as it is"
+
+
+async def test_a_refusal_that_quotes_a_key_is_logged_without_it(
+    llm: FakeLLM, open_limbic: OpenLimbic
+) -> None:
+    llm.enqueue(refuse(401, "Incorrect API key provided: sk-abcdefgh1234"))
+    async with open_limbic(llm) as limbic:
+        with pytest.raises(RemoteRejected):
+            await limbic.session("a").say("hi")
+    (line,) = log_lines(limbic)
+    assert "provided: ***" in line["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Bearer abcdefgh", "Bearer ***"),
+        ("API-Key: abcdefgh", "API-Key: ***"),
+        ("api_key='abcdefgh'", "api_key='***'"),
+        ("TOKEN=abcdefgh", "TOKEN=***"),
+        ("“password” password=abcdefgh", "“password” password=***"),
+        ("to\u212aen=abcdefgh", "to\u212aen=***"),
+        ("sk-abcdefgh", "***"),
+        ("HF_abcdefgh", "***"),
+    ],
+)
+def test_a_secret_of_any_kind_is_replaced(text: str, left: str) -> None:
+    assert scrub(text) == left and scrub(f"before {text}, after") == f"before {left}, after"
 
 
 async def test_a_log_that_is_moved_or_deleted_is_opened_again(tmp_path: Path) -> None:
