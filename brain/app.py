@@ -81,9 +81,19 @@ class SessionHandle:
     async def forget(self, seq: int) -> bool:
         """Remove the memory of one turn."""
         session = await self.open()
+        # A turn that is still to come may have its memory.
+        made = seq <= max((e.seq for e in session.history), default=session.history_start - 1)
+        known = seq in session.forgotten
+        if made:  # before the delete: an answer that comes late meanwhile must not bring it back
+            session.forgotten.add(seq)
+        try:
+            found = await self._limbic.parts.memory.forget(self.session_id, seq)
+        except LimbicError:
+            if not known:
+                session.forgotten.discard(seq)
+            raise
         session.expected = [one for one in session.expected if one.seq != seq]
-        session.forgotten.add(seq)
-        return await self._limbic.parts.memory.forget(self.session_id, seq)
+        return found
 
 
 class Limbic:

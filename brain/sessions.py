@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from brain.clock import Clock
+from brain.errors import ConfigError
 from brain.events import Emit
 from brain.foresight_state import ForesightState, restored, rewound
 from brain.memory import Recalled
@@ -141,7 +142,7 @@ class Sessions:
         """The session, opened from the store when it is not in memory.
 
         Raises:
-            InputError: the id is not allowed. ConfigError: its persona does not exist any more.
+            InputError: the id is not allowed. ConfigError: its persona is gone or broken.
         """
         found = self._open.get(session_id)
         if found is not None:
@@ -198,13 +199,20 @@ class Sessions:
             return undone.user_text
 
     async def set_persona(self, session_id: str, name: str) -> Persona:
-        """Change who the agent is; levels are kept and relax to the new baselines."""
+        """Change who the agent is; levels are kept and relax to the new baselines.
+
+        Raises:
+            InputError: the session id is not allowed. ConfigError: no such persona.
+        """
         persona = self._persona_named(name)
+        check_id(session_id, what="a session id")
+        if session_id not in self._open:
+            # Before it is opened: the one that it has may be gone, and would keep it shut.
+            await self._store.set_persona(session_id, name)
         async with self.claim(session_id) as session:
             await self._store.set_persona(session_id, name)
-            state = session.engine.peek()
             session.persona = persona
-            session.engine = StateEngine(persona.hormones, clock=self._clock, restored=state)
+            session.engine = session.engine.under(persona.hormones)
             self._on_uncached(session)
         return persona
 
@@ -228,7 +236,13 @@ class Sessions:
         record = await self._store.load_session(
             session_id, persona=self._default_persona, at=self._clock.time()
         )
-        persona = self._persona_named(record.persona)
+        try:
+            persona = self._persona_named(record.persona)
+        except ConfigError as error:
+            raise ConfigError(
+                f"session {session_id}: its persona {record.persona!r:.80} cannot be used "
+                f"({error.problems[0]}); --persona NAME opens the session with another"
+            ) from error
         state: HormoneState | None = record.state
         turns = [
             Exchange(seq=t.seq, user=t.user_text, reply=t.reply, tokens=t.tokens)

@@ -48,7 +48,12 @@ class PathSettings(Section):
 
 
 class ChatSettings(Section):
-    """One turn: persona, and limits on text and reply."""
+    """One turn: persona, and limits on text and reply.
+
+    ``max_reply_tokens`` cuts what a persona asks for and never adds to it: above the persona's own
+    ``style.reply_tokens_max`` it lengthens no reply, and only
+    keeps more room for one.
+    """
 
     persona: str = "companion"
     max_text_chars: Annotated[int, Field(ge=1, le=32_000)] = 8_000

@@ -82,5 +82,11 @@ class StateEngine:
             self._state = aged.model_copy(update={"at_s": now})
             self._mark = self._clock.monotonic()
 
+    def under(self, model: HormoneModel) -> StateEngine:
+        """The levels of now, going on by another model. No time passes: this is one process."""
+        wall = self._clock.time()
+        state = self.peek().model_copy(update={"at_s": wall + utc_offset_s(wall)})
+        return StateEngine(model, clock=self._clock, restored=state)
+
     def _elapsed(self) -> float:
         return self._clock.monotonic() - self._mark

@@ -204,6 +204,16 @@ def test_a_model_that_cannot_start_is_a_configuration_error(rig: ChatRig) -> Non
     assert rig.turns() == []
 
 
+def test_a_session_whose_persona_was_removed_opens_with_another(rig: ChatRig) -> None:
+    own = rig.folder / "personas" / "mine.toml"
+    own.parent.mkdir()
+    own.write_text('system = "You are mine."\n')
+    assert rig.script(b"hi\n", "--persona", "mine").returncode == 0
+    own.unlink()
+    assert rig.script(b"hi\n", "--persona", "companion").returncode == 0
+    assert [status for _, _, status in rig.turns()] == ["done", "done"]
+
+
 def test_a_persona_is_kept_by_its_session(rig: ChatRig, llm: LLMThread) -> None:
     rig.script(b"hi\n", "--session", "a", "--persona", "maverick")
     rig.script(b"hi\n", "--session", "a")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from brain.app import Limbic
-from brain.errors import LimbicError
+from brain.errors import LimbicError, StoreError
 from brain.foresight_state import ForesightState
 from brain.memory import pack
 from tests.conftest import OpenLimbic, idle, log_lines
@@ -181,6 +181,30 @@ async def test_late_affect_makes_a_memory_weigh_more_and_brings_none_back(
         await let_late_answers_come(limbic, side)
         weights = {text: weight for _, weight, text in await limbic.session().memories()}
         assert weights == {DOG: 0.9}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_memory_that_could_not_be_forgotten_yet_still_gains_weight(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic,
+    monkeypatch: pytest.MonkeyPatch, refused: bool,
+) -> None:  # fmt: skip
+    side.enqueue("/v1/affect", *[Answer(hold=True, body=HARSH)] * 2)
+    async with open_limbic(llm, side, **SOON) as limbic:
+        await limbic.session().say(DOG)
+        if not refused:
+            assert not await limbic.session().forget(2)  # the turn is still to come
+        await limbic.session().say(JOB)
+        if refused:
+
+            async def fail(*_: object) -> bool:
+                raise StoreError("the disk is full")
+
+            with monkeypatch.context() as patch, pytest.raises(StoreError):
+                patch.setattr(limbic.parts.memory, "forget", fail)
+                await limbic.session().forget(2)
+        await let_late_answers_come(limbic, side)
+        weights = {text: weight for _, weight, text in await limbic.session().memories()}
+        assert weights == {DOG: 0.9, JOB: 0.9}
 
 
 async def test_a_message_without_its_vector_is_no_ground_to_foresee_from(

@@ -58,7 +58,7 @@ async def _chat(
     with stop_on_signals() as stop:
         async with Limbic.open(settings) as limbic:
             handle = limbic.session(name)
-            if persona is not None and (await handle.open()).persona.name != persona:
+            if persona is not None:  # without opening it first: its own may be gone
                 await handle.set_persona(persona)
             if at_terminal:
                 from brain.cli.slash import Commands
