@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from trainers.affect.head import measure, rowcache, train
+from trainers.affect.head import measure, network, rowcache, train
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared, digest_of
 from trainers.affect.head.losses import decorrelation, masked_mean
 from trainers.affect.head.network import AffectNet, rebuild
@@ -300,11 +300,13 @@ def test_what_another_recipe_set_or_encoder_left_is_never_taken(
         (run / result).unlink()
 
 
-@pytest.mark.model
-@pytest.mark.parametrize("mode", ["frozen", "lora"])
+@pytest.mark.parametrize("mode", [pytest.param("frozen", marks=pytest.mark.model), "lora"])
 def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
-    tmp_path: Path, mode: str
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if mode == "lora":
+        for module in (train, network):
+            monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
     data = prepared(per_part=96)
     file = saved(data, tmp_path / "set.npz")
     options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
