@@ -40,6 +40,7 @@ def make_app(limbic: Limbic, *, host: str, token: str | None) -> web.Application
         )
     app = web.Application(middlewares=[_errors, _guard(host, token)])
     app[LIMBIC] = limbic
+    app.on_shutdown.append(_end_streams)  # else stopping waits for as long as anyone reads
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
     app.router.add_get("/telemetry/snapshot", snapshot)
@@ -71,7 +72,8 @@ async def snapshot(request: web.Request) -> web.Response:
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """The event log, live, as server-sent events; a slow reader loses the oldest events."""
+    """The event log, live, as server-sent events, until the server stops; a slow reader loses the
+    oldest events."""
     limbic = request.app[LIMBIC]
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
@@ -84,7 +86,15 @@ async def stream(request: web.Request) -> web.StreamResponse:
                     line = await queue.get()
             except TimeoutError:
                 line = b""
+            if line is None:
+                break
             await response.write(b"data: " + line + b"\n\n" if line else b": keep-alive\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[LIMBIC].telemetry.end_subscriptions()
 
 
 def is_loopback(host: str) -> bool:
