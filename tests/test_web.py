@@ -113,3 +113,26 @@ async def test_stopping_ends_the_event_streams_in_order_and_at_once(
             await answer.content.readline()
         await answer.content.read()  # raises where the stream was cut off
         assert answer.content.at_eof()
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Authorization: Bearer \xff\xfe", 401),
+        (b"Authorization: Bearer " + TOKEN.encode(), 200),
+        (b"Origin: http://[", 403),
+        (b"Origin: null", 403),
+        (b"Host: evil\xff", 400),
+        (b"Host: [", 400),
+    ],
+)
+async def test_a_header_of_any_bytes_is_answered_with_what_is_wrong(
+    llm: FakeLLM, open_limbic: OpenLimbic, header: bytes, status: int
+) -> None:
+    async with open_limbic(llm) as limbic, served(limbic, token=TOKEN) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        more = b"" if header.startswith(b"Host") else b"Host: 127.0.0.1\r\n"
+        writer.write(b"GET /ready HTTP/1.1\r\n" + more + header + b"\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"%d" % status
+        writer.close()
