@@ -167,14 +167,20 @@ class Limbic:
             await self.supervisor.wait_ready("llm", timeout_s)
 
     async def close(self) -> None:
-        """Stop everything, in reverse order of starting. Idempotent."""
+        """Stop everything, in reverse order of starting. Idempotent.
+
+        What a closer raises, a cancellation included, is raised once the others are closed as well.
+        """
         problems: list[BaseException] = []
         while self._closers:
             closer = self._closers.pop()
             try:
                 await closer()
-            except Exception as error:
+            except BaseException as error:
                 problems.append(error)
+        for problem in problems:
+            if not isinstance(problem, Exception):  # it was asked to end: no failure of closing
+                raise problem
         if problems:
             raise LimbicError(f"while closing: {problems[0]!r}") from problems[0]
 

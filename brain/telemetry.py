@@ -36,6 +36,7 @@ FILES = ("events.jsonl", "turns.jsonl", "affect_head_raw.jsonl", "affect_head_re
 TEXT_FIELDS = frozenset({"text", "reply", "user_text", "recalled_text"})
 
 Line = tuple[str, dict[str, Any]]
+Subscription = asyncio.Queue[bytes | None]
 
 
 class Telemetry:
@@ -60,7 +61,8 @@ class Telemetry:
         self._flush_scheduled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limbic-log")
-        self._subscribers: set[asyncio.Queue[bytes]] = set()
+        self._subscribers: set[Subscription] = set()
+        self._no_more_subscribers = False
         limit = settings.max_file_mb * 1024 * 1024
         self._files = {
             name: LogFile(directory / name, max_bytes=limit, keep=settings.keep_files)
@@ -167,14 +169,24 @@ class Telemetry:
         return found
 
     @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[asyncio.Queue[bytes]]:
-        """A bounded queue of JSON lines as they are written; a slow reader loses the oldest."""
-        queue: asyncio.Queue[bytes] = asyncio.Queue(SUBSCRIBER_QUEUE)
+    async def subscribe(self) -> AsyncIterator[Subscription]:
+        """A bounded queue of JSON lines as they are written, ``None`` after the last; a slow reader
+        loses the oldest."""
+        queue: Subscription = asyncio.Queue(SUBSCRIBER_QUEUE)
         self._subscribers.add(queue)
+        if self._no_more_subscribers:
+            self.end_subscriptions()
         try:
             yield queue
         finally:
             self._subscribers.discard(queue)
+
+    def end_subscriptions(self) -> None:
+        """Nothing more comes for those who listen, nor for whoever subscribes after this."""
+        self._no_more_subscribers = True
+        for queue in self._subscribers:
+            _put_newest(queue, None)
+        self._subscribers.clear()  # so that no line takes the place of the end in a full queue
 
     def _put(self, file: str, fields: dict[str, Any]) -> None:
         if self._closed:
@@ -252,9 +264,13 @@ class Telemetry:
     def _publish(self, lines: list[bytes]) -> None:
         for queue in self._subscribers:
             for line in lines:
-                if queue.full():
-                    queue.get_nowait()
-                queue.put_nowait(line)
+                _put_newest(queue, line)
+
+
+def _put_newest(queue: Subscription, line: bytes | None) -> None:
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(line)
 
 
 def _to_json(event: Any, **_: Any) -> bytes:

@@ -40,6 +40,7 @@ def make_app(limbic: Limbic, *, host: str, token: str | None) -> web.Application
         )
     app = web.Application(middlewares=[_errors, _guard(host, token)])
     app[LIMBIC] = limbic
+    app.on_shutdown.append(_end_streams)  # else stopping waits for as long as anyone reads
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
     app.router.add_get("/telemetry/snapshot", snapshot)
@@ -71,7 +72,8 @@ async def snapshot(request: web.Request) -> web.Response:
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """The event log, live, as server-sent events; a slow reader loses the oldest events."""
+    """The event log, live, as server-sent events, until the server stops; a slow reader loses the
+    oldest events."""
     limbic = request.app[LIMBIC]
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
@@ -84,7 +86,15 @@ async def stream(request: web.Request) -> web.StreamResponse:
                     line = await queue.get()
             except TimeoutError:
                 line = b""
+            if line is None:
+                break
             await response.write(b"data: " + line + b"\n\n" if line else b": keep-alive\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[LIMBIC].telemetry.end_subscriptions()
 
 
 def is_loopback(host: str) -> bool:
@@ -128,13 +138,14 @@ def _guard(host: str, token: str | None) -> Any:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         name = _hostname(request.headers.get("Host", ""))
         if is_loopback(host) and name not in allowed:
-            raise InputError(f"host {name or 'none'} is not served here; use http://127.0.0.1")
+            shown = name.encode("ascii", "backslashreplace").decode() or "none"
+            raise InputError(f"host {shown} is not served here; use http://127.0.0.1")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        if origin is not None and _netloc(origin) != request.headers.get("Host", ""):
             return _problem(403, "requests from other origins are refused", "Forbidden")
         if token is not None and request.path not in OPEN_PATHS:
             sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(sent.encode(), token.encode()):
+            if not hmac.compare_digest(_bytes(sent), _bytes(token)):
                 return _problem(401, "send Authorization: Bearer TOKEN", "Unauthorized")
         return await handler(request)
 
@@ -146,6 +157,18 @@ def _hostname(header: str) -> str:
         return urlsplit(f"//{header}").hostname or ""
     except ValueError:
         return ""
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def _bytes(text: str) -> bytes:
+    """A header or a variable as it came: bytes that are no UTF-8 are surrogates in it."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _json(body: Any, *, status: int = 200) -> web.Response:

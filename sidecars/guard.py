@@ -129,12 +129,12 @@ class Guard:
         if not self._known(request.headers.get("Host", "")):
             raise Problem(403, "bad_host", "the Host header names another server")
         origin = request.headers.get("Origin")
-        if origin is not None and not self._known(urlsplit(origin).netloc):
+        if origin is not None and not self._known(_netloc(origin)):
             raise Problem(403, "bad_origin", "requests from other web pages are refused")
         if self.token is None or request.path in OPEN_PATHS:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        same = hmac.compare_digest(_bytes(given.strip()), _bytes(self.token))
         if scheme.lower() != "bearer" or not same:
             raise Problem(401, "unauthorized", "a bearer token is needed")
 
@@ -150,6 +150,18 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _bytes(text: str) -> bytes:
+    """A header or a variable as it came: bytes that are no UTF-8 are surrogates in it."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 async def as_response(handler: Handler, request: web.Request) -> web.StreamResponse:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from brain.app import Limbic
 from brain.errors import (
     InputError,
     LimbicError,
@@ -17,6 +19,7 @@ from brain.errors import (
     TextTooLong,
     TurnConflict,
 )
+from brain.settings import Settings
 from tests.conftest import OpenLimbic, idle, log_lines
 from tests.fakes.llm_server import (
     DONE,
@@ -517,6 +520,27 @@ async def test_idle_sessions_are_closed_when_too_many_are_open(
         assert len(limbic.parts.sessions) == 3
         await limbic.session("s0").say("back")
     assert len(llm.requests[-1].body["messages"]) == 4
+
+
+async def test_a_cancellation_while_closing_comes_after_everything_is_closed(
+    llm: FakeLLM, settings_of: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limbic = await Limbic.open(settings_of(llm)).__aenter__()
+    stopping = asyncio.Event()
+
+    async def never() -> None:
+        stopping.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(limbic, "_closers", [*limbic._closers, never])
+    closing = asyncio.create_task(limbic.close())
+    await stopping.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    with pytest.raises(StoreError, match="closed"):
+        await limbic.parts.store.sessions()
+    assert [line["event"] for line in log_lines(limbic, "events.jsonl")][-1] == "stop"
 
 
 async def test_bad_settings_stop_the_start_before_anything_runs(

@@ -184,7 +184,12 @@ async def test_a_host_header_of_another_name_is_refused(host: str, status: int) 
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("http://localhost:3000", 200), ("https://evil.example", 403), ("null", 403)],
+    [
+        ("http://localhost:3000", 200),
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
 )
 async def test_a_request_from_another_web_page_is_refused(origin: str, status: int) -> None:
     async with serving() as (_, _, http):
@@ -254,6 +259,16 @@ async def test_a_body_that_drips_is_cut_off() -> None:
         writer.write(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         async with asyncio.timeout(PATIENCE_S):
             assert b" 408 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_token_of_any_bytes_is_refused_as_a_wrong_one() -> None:
+    async with serving(token="s3cret") as (_, server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        token = b"Authorization: Bearer \xff\xfe"
+        writer.write(b"GET /ready HTTP/1.1\r\nHost: localhost\r\n" + token + b"\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert b" 401 " in await reader.readline()
         writer.close()
 
 

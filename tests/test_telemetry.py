@@ -221,6 +221,25 @@ async def test_a_subscriber_sees_events_live_and_a_slow_one_loses_the_oldest(
     assert numbers[-1] == 599 and 0 < len(numbers) <= 256
 
 
+async def test_subscriptions_end_even_where_the_reader_is_behind(tmp_path: Path) -> None:
+    telemetry = await opened(tmp_path)
+    async with telemetry.subscribe() as queue:
+        for number in range(600):
+            telemetry.emit("n", number=number)
+        await telemetry.flush()
+        await asyncio.sleep(0)
+        assert queue.full()
+        telemetry.end_subscriptions()
+        telemetry.emit("too late")
+        await telemetry.flush()
+        await asyncio.sleep(0)
+        *seen, last = [queue.get_nowait() for _ in range(queue.qsize())]
+        assert last is None and orjson.loads(seen[-1])["number"] == 599
+    async with telemetry.subscribe() as queue:
+        assert queue.get_nowait() is None
+    await telemetry.close()
+
+
 async def test_the_readable_log_is_one_line_an_answer(tmp_path: Path) -> None:
     telemetry = await opened(tmp_path)
     telemetry.affect("s", "turn-1", "two\nlines \x1b[2J", AFFECT, late=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,9 +21,9 @@ TOKEN = "0123456789abcdef"
 
 @asynccontextmanager
 async def served(
-    limbic: Limbic, host: str = "127.0.0.1", token: str | None = None
+    limbic: Limbic, host: str = "127.0.0.1", token: str | None = None, drain_s: float = 0.1
 ) -> AsyncIterator[str]:
-    runner = web.AppRunner(make_app(limbic, host=host, token=token), shutdown_timeout=0.1)
+    runner = web.AppRunner(make_app(limbic, host=host, token=token), shutdown_timeout=drain_s)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -101,3 +102,37 @@ async def test_the_event_stream_carries_a_turn(llm: FakeLLM, open_limbic: OpenLi
             if b'"event":"turn"' in line:
                 break
         assert line.startswith(b"data: {")
+
+
+async def test_stopping_ends_the_event_streams_in_order_and_at_once(
+    llm: FakeLLM, open_limbic: OpenLimbic
+) -> None:
+    async with open_limbic(llm) as limbic, ClientSession() as http:
+        async with asyncio.timeout(30), served(limbic, drain_s=60) as url:
+            answer = await http.get(f"{url}/telemetry/stream")
+            await answer.content.readline()
+        await answer.content.read()  # raises where the stream was cut off
+        assert answer.content.at_eof()
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Authorization: Bearer \xff\xfe", 401),
+        (b"Authorization: Bearer " + TOKEN.encode(), 200),
+        (b"Origin: http://[", 403),
+        (b"Origin: null", 403),
+        (b"Host: evil\xff", 400),
+        (b"Host: [", 400),
+    ],
+)
+async def test_a_header_of_any_bytes_is_answered_with_what_is_wrong(
+    llm: FakeLLM, open_limbic: OpenLimbic, header: bytes, status: int
+) -> None:
+    async with open_limbic(llm) as limbic, served(limbic, token=TOKEN) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        more = b"" if header.startswith(b"Host") else b"Host: 127.0.0.1\r\n"
+        writer.write(b"GET /ready HTTP/1.1\r\n" + more + header + b"\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"%d" % status
+        writer.close()
