@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.test_affect_head_training import prepared, saved
 from trainers.affect.head import baselines, card, measure, refit, reproduce, vader
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.bootstrap import GroupSampler, intervals
+from trainers.affect.head.distil_teachers import Recipe
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.report import SERVED, WEIGHTS, page, report
 from trainers.affect.head.report import main as report_main
@@ -368,8 +370,12 @@ def test_a_further_round_starts_where_the_one_before_ended_and_keeps_its_teacher
     assert second[second.index("--teachers-in") + 1] == teachers
     assert second[second.index("--round") + 1] == "1"
     assert "--round" not in chain["distil"].arguments
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(Recipe)}
+    assert set(second[second.index("--round") :: 2]) >= set(reproduce.AGAIN[::2]) <= known
     averaged = chain["average2"].arguments
     assert averaged[averaged.index("--start") + 1] == ended
+    assert averaged[averaged.index("--share") + 1] == "1"
+    assert "--share" not in chain["average"].arguments, "half and half after the first"
     assert str(chain["average2"].output) in chain["export"].arguments
 
 

@@ -37,6 +37,11 @@ QUICK_ROWS = 1000
 FULL = ("--student-steps", "1600")
 VARIANTS = 1
 ROUNDS = 3  # of distillation; each starts where the one before ended
+# What a further round does differently: more messages that nobody labelled, and no half way back.
+AGAIN = (
+    "--steps", "540", "--pool", "50", "--emobank", "10", "--xed", "6", "--goemotions", "14",
+    "--chat", "34", "--variant", "24", "--prose", "10", "--imitation", "4", "--balance", "0",
+)  # fmt: skip
 LEXICON = Path("affect") / "vader" / "vader_lexicon.txt"
 CHAIN_FILE = "chain.json"
 CORPORA = ("chitchat_byu", "topical_chat", "self_dialogue")
@@ -84,7 +89,7 @@ def stages(
         tail = "" if number == 0 else str(number + 1)
         folder, start = out / f"distilled{tail}", head
         taught, head = (folder / "head.safetensors", out / f"averaged{tail}" / "head.safetensors")
-        again = ("--round", str(number), "--teachers-in", str(out / "distilled"))
+        again = ("--round", str(number), "--teachers-in", str(out / "distilled"), *AGAIN)
         distilled += [
             Stage(f"distil{tail}", taught, "trainers.affect.head.distil",
                   ("--data", str(arrays), "--head", str(start), "--out", str(folder),
@@ -92,7 +97,7 @@ def stages(
                   arrays),
             Stage(f"average{tail}", head, "trainers.affect.head.average",
                   ("--data", str(arrays), "--head", str(taught), "--start", str(start),
-                   "--out", str(head)), arrays),
+                   "--out", str(head), *(("--share", "1") if number else ())), arrays),
         ]  # fmt: skip
     return [
         Stage("build", out / "set" / "README.md", "trainers.affect.cli",
