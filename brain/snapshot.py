@@ -74,6 +74,7 @@ class Snapshot:
         self._expected: list[int] = []
         self._last_affect: dict[str, Any] | None = None
         self._heard: dict[tuple[str, str], dict[str, Any]] = {}  # by turn, the latest last
+        self._settled: dict[tuple[str, str], dict[str, Any]] = {}  # by turn and side, the same
         self._surprise: float | None = None
         self._behaviour: dict[str, Any] = {}
         self._ttft = Latencies()
@@ -122,8 +123,14 @@ class Snapshot:
     def note_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """What became of an answer that was still awaited when its turn was recorded."""
         name, outcome = settled(event, fields)
+        turn_id = fields.get("turn_id")
+        if name and isinstance(turn_id, str):
+            # A reply may take longer than the hard deadline: then this comes before its turn does.
+            self._settled[turn_id, name] = outcome
+            while len(self._settled) > WINDOW:
+                del self._settled[next(iter(self._settled))]
         for item in self._recent:
-            if name in item["sides"] and item["turn_id"] == fields.get("turn_id"):
+            if name in item["sides"] and item["turn_id"] == turn_id:
                 item["sides"][name] = outcome
 
     def note_turn(self, record: Mapping[str, Any], turn: Turn) -> None:
@@ -150,10 +157,16 @@ class Snapshot:
              "status": record["status"], "affect": affect,
              "reasoning": affect["reasoning"] if affect else "",
              "error": {**error, "message": scrub(error["message"])} if error else None,
-             "sides": {name: dict(side) for name, side in record["sides"].items()},
+             "sides": {name: self._told(turn.turn_id, name, side)
+                       for name, side in record["sides"].items()},
              "timings": {name: record["timings"][name] for name in ("first_token_ms", "total_ms")
                          if name in record["timings"]}}
         )  # fmt: skip
+
+    def _told(self, turn_id: str, name: str, side: Mapping[str, Any]) -> dict[str, Any]:
+        """What became of a side model's answer by now; its turn's record knows of the window."""
+        later = self._settled.pop((turn_id, name), None)
+        return dict(later if later is not None and side.get("outcome") == "late" else side)
 
     def render(
         self,

@@ -63,6 +63,22 @@ async def test_what_is_missed_after_its_turn_is_told_of_that_turn(
     assert turn["sides"]["affect"]["outcome"] == "missed"
 
 
+async def test_what_is_missed_while_its_reply_still_comes_is_told_of_that_turn(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+) -> None:
+    side.enqueue("/v1/affect", Answer(hold=True))
+    llm.enqueue(HELD)
+    async with open_limbic(llm, side, BLEND__SOFT_DEADLINE_MS=40, BLEND__HARD_DEADLINE_MS=90) as (
+        limbic
+    ):
+        async for token in limbic.session("a").say("hello"):
+            if token == "It":
+                await limbic.parts.blend.settle()
+                llm.release()
+        (turn,) = (await limbic.snapshot())["recent"]
+    assert turn["sides"]["affect"]["outcome"] == "missed"
+
+
 async def test_a_side_model_that_is_down_is_told_of_its_turn(
     llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
 ) -> None:
