@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -63,18 +64,21 @@ async def test_what_is_missed_after_its_turn_is_told_of_that_turn(
     assert turn["sides"]["affect"]["outcome"] == "missed"
 
 
-async def test_what_is_missed_while_its_reply_still_comes_is_told_of_that_turn(
-    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic
+async def test_what_is_missed_while_its_turn_is_stored_is_told_of_that_turn(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side.enqueue("/v1/affect", Answer(hold=True))
-    llm.enqueue(HELD)
     async with open_limbic(llm, side, BLEND__SOFT_DEADLINE_MS=40, BLEND__HARD_DEADLINE_MS=90) as (
         limbic
     ):
-        async for token in limbic.session("a").say("hello"):
-            if token == "It":
-                await limbic.parts.blend.settle()
-                llm.release()
+        finish = limbic.parts.store.finish_turn
+
+        async def slow(*args: Any, **fields: Any) -> None:
+            await limbic.parts.blend.settle()
+            await finish(*args, **fields)
+
+        monkeypatch.setattr(limbic.parts.store, "finish_turn", slow)
+        await limbic.session("a").say("hello")
         (turn,) = (await limbic.snapshot())["recent"]
     assert turn["sides"]["affect"]["outcome"] == "missed"
 
