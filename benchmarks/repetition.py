@@ -2,7 +2,7 @@
 
 Conversations of twelve messages with the default persona, each with a seed of its own, once as the
 ``llm`` sidecar samples by default and once without its DRY stage. A figure is the share of a
-reply's runs of five words that an earlier reply of the same conversation has; beside it how many
+reply's 5-grams of words that an earlier reply of the same conversation has; beside it how many
 replies came word for word before. The interval is a bootstrap over conversations.
 """
 
@@ -27,7 +27,7 @@ from sidecars.llama_model import LlamaModel, LlamaOptions
 from sidecars.llm import DEFAULT_MODEL, spoken_tokens
 from sidecars.token_model import Sampling
 
-RUN = 5  # words
+N = 5  # words
 SAID = (
     "hey, i had a long day at work",
     "my boss shouted at me in front of everyone",
@@ -45,19 +45,19 @@ SAID = (
 TONE = Behaviour(directive="warm, gentle", temperature=0.6, top_p=0.88, max_tokens=120)
 
 
-def runs(text: str) -> list[tuple[str, ...]]:
-    """Every run of five words, in lower case."""
+def ngrams(text: str) -> list[tuple[str, ...]]:
+    """Every 5-gram of words, in lower case."""
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
-    return [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
+    return [tuple(words[i : i + N]) for i in range(len(words) - N + 1)]
 
 
 def said_again(replies: list[str]) -> tuple[int, int, int]:
-    """Runs that an earlier reply has, all runs, and replies that came word for word before."""
+    """5-grams that an earlier reply has, all of them, and replies given word for word before."""
     known: set[tuple[str, ...]] = set()
     again = total = 0
     for reply in replies:
-        own = runs(reply)
-        again += sum(run in known for run in own)
+        own = ngrams(reply)
+        again += sum(ngram in known for ngram in own)
         total += len(own)
         known.update(own)
     return again, total, len(replies) - len(set(replies))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, get_args
 from uuid import uuid4
 
 from brain.affect_classifier import AffectClassifier
@@ -35,14 +35,13 @@ from brain.remote import open_http
 from brain.renewal import Renewal
 from brain.schema import check_id
 from brain.sessions import Session, Sessions
-from brain.settings import Settings, SidecarSettings, load_settings
+from brain.settings import Settings, SidecarSettings, SideName, load_settings
 from brain.state import HormoneState
 from brain.store import Store
 from brain.supervisor import ChildSpec, Supervisor
 from brain.telemetry import Telemetry
 from brain.turn import Turn
 
-SideName = Literal["llm", "cahm", "lvm"]
 LLM_READY_WAIT_S = 120.0
 
 
@@ -261,7 +260,7 @@ class Limbic:
         )
 
     def _managed(self) -> list[SideName]:
-        names: tuple[SideName, ...] = ("llm", "cahm", "lvm")
+        names: tuple[SideName, ...] = get_args(SideName)
         return [n for n in names if self.settings.sidecar(n).mode == "managed"]
 
     def _endpoint(self, name: SideName) -> EndpointSource:

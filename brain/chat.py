@@ -286,10 +286,8 @@ class _LiveTurn:
             session.keep(asyncio.create_task(idle.ask_why()))
 
     def _memory(self) -> NewMemory | None:
-        if not self.p.settings.memory.enabled:
-            return None
         turn, replies = self.turn, [exchange.reply for exchange in self.session.history]
-        return memories.to_keep(turn.text, turn.affect, turn.foresight, replies)
+        return self.p.memory.to_keep(turn.text, turn.affect, turn.foresight, replies)
 
     async def abandon(
         self, status: Literal["cancelled", "failed"], error: LimbicError | None

@@ -60,8 +60,8 @@ class LateAnswers:
         try:
             async with p.sessions.between_turns(turn.session_id) as session:
                 earlier = [e.reply for e in session.history if e.seq < turn.seq]
-                memory = memories.to_keep(turn.text, affect, turn.foresight, earlier)
-                if turn.seq in session.forgotten or not p.settings.memory.enabled:
+                memory = p.memory.to_keep(turn.text, affect, turn.foresight, earlier)
+                if turn.seq in session.forgotten:
                     memory = None
                 kept = turn.kept and await p.store.add_late_affect(
                     turn.session_id, turn.seq, affect, memory=memory

@@ -132,6 +132,16 @@ class Memory:
         self._settings = settings
         self._store = store
 
+    def to_keep(
+        self,
+        text: str,
+        affect: Affect | None,
+        foresight: Foresight | None,
+        replies: Sequence[str] = (),
+    ) -> NewMemory | None:
+        """As the function of this name; nothing where memory is switched off."""
+        return to_keep(text, affect, foresight, replies) if self._settings.enabled else None
+
     async def recall(
         self,
         session_id: str,

@@ -9,19 +9,18 @@ the budget is left, and the new start is remembered.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from brain.persona import Persona
 from brain.schema import Behaviour, Message
 from brain.settings import Settings
+from brain.token_count import letters_and_rest
 
 MAX_TAIL_TOKENS = 40  # with one memory, as by default
 RESERVED_TOKENS = 400  # persona, standing memory, tail and a long message
 SNIPPET_CHARS = 90
 SNIPPET_TOKENS = 40  # of each further memory that the settings allow, with its quotation marks
-_LETTERS = (string.ascii_letters + string.whitespace).encode()
 PER_MESSAGE_TOKENS = 6  # role markers of common chat templates: ChatML needs five
 
 
@@ -37,11 +36,9 @@ class Exchange:
 
 def estimate_tokens(text: str) -> int:
     """A cautious guess, used until the model has counted: a token for three letters, and one for
-    each digit, mark and UTF-8 byte of other letters, the most that a byte-level vocabulary makes
-    of them."""
-    data = text.encode("utf-8", "replace")
-    others = len(data.translate(None, _LETTERS))
-    return (len(data) - others) // 3 + others + 1 + PER_MESSAGE_TOKENS
+    each digit, mark and UTF-8 byte of other letters (see ``brain.token_count``)."""
+    letters, rest = letters_and_rest(text)
+    return letters // 3 + rest + 1 + PER_MESSAGE_TOKENS
 
 
 def history_budget(settings: Settings) -> int:

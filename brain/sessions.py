@@ -210,6 +210,8 @@ class Sessions:
             # Before it is opened: the one that it has may be gone, and would keep it shut.
             await self._store.set_persona(session_id, name)
         async with self.claim(session_id) as session:
+            if session.persona == persona:
+                return persona  # nothing changes, and what was evaluated still holds
             await self._store.set_persona(session_id, name)
             session.persona = persona
             session.engine = session.engine.under(persona.hormones)

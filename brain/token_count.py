@@ -20,7 +20,7 @@ MAX_OBSERVED = 16
 # counts as one token, which is the most that a byte-level vocabulary makes of it. Long words that
 # the vocabulary lacks can exceed this; the tests hold it against a small vocabulary (49 thousand).
 _PER_LETTER = 0.45
-_LETTERS = dict.fromkeys(map(ord, string.ascii_letters + string.whitespace))
+_LETTERS = (string.ascii_letters + string.whitespace).encode()
 # Reported sizes may shrink an estimate to no less than this part of it, or raise it this far.
 _MIN_SCALE, _MAX_SCALE = 0.4, 4.0
 _MARGIN = 1.1
@@ -75,8 +75,13 @@ class TokenEstimate:
         return math.ceil(_plain(text) * self.scale)
 
 
+def letters_and_rest(text: str) -> tuple[int, int]:
+    """ASCII letters and blanks; and the other ASCII characters with the UTF-8 bytes of the rest."""
+    data = text.encode("utf-8", "surrogatepass")
+    rest = len(data.translate(None, _LETTERS))
+    return len(data) - rest, rest
+
+
 def _plain(text: str) -> float:
-    ascii_text = text if text.isascii() else text.encode("ascii", "ignore").decode()
-    others = len(text.encode("utf-8", "surrogatepass")) - len(ascii_text)
-    marks = len(ascii_text.translate(_LETTERS))
-    return (len(ascii_text) - marks) * _PER_LETTER + marks + others
+    letters, rest = letters_and_rest(text)
+    return letters * _PER_LETTER + rest

@@ -19,11 +19,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from brain.app import Limbic, SideName
+from brain.app import Limbic
 from brain.cli.common import config_option, settings_for
 from brain.errors import ConfigError, LimbicError
 from brain.persona import list_personas, load_persona
-from brain.settings import Settings
+from brain.settings import Settings, SideName
 from probes.checks import (
     Check,
     check_directory,

@@ -159,7 +159,7 @@ class LlamaModel:
         return False
 
     def sampler(self, sampling: Sampling) -> LlamaSampler:
-        return LlamaSampler(self._context, self._vocab, self._count, sampling)
+        return LlamaSampler(self._context, self._vocab, sampling)
 
     def interrupt(self) -> None:
         self._abort[0] = b"\x01"
@@ -272,12 +272,12 @@ class LlamaModel:
 class LlamaSampler:
     """A chain of llama.cpp samplers over the context's last logits."""
 
-    def __init__(self, context: Any, vocab: Any, vocabulary: int, sampling: Sampling) -> None:
+    def __init__(self, context: Any, vocab: Any, sampling: Sampling) -> None:
         self._context = context
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = lib.llama_sampler_chain_init(params)
-        for stage in _stages(vocab, vocabulary, sampling):
+        for stage in _stages(vocab, sampling):
             lib.llama_sampler_chain_add(self._chain, stage)
 
     def next(self) -> int:
@@ -291,14 +291,18 @@ class LlamaSampler:
             self._chain = None
 
 
-def _stages(vocab: Any, vocabulary: int, sampling: Sampling) -> list[Any]:
+def _stages(vocab: Any, sampling: Sampling) -> list[Any]:
     s = sampling
     stages = []
     if s.presence_penalty or s.frequency_penalty or s.repeat_penalty != 1.0:
         # The reply alone is penalised, as far back as it goes within this many tokens.
         stages.append(
             lib.llama_sampler_init_penalties(
-                vocabulary, 256, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+                lib.llama_vocab_n_tokens(vocab),
+                256,
+                s.repeat_penalty,
+                s.frequency_penalty,
+                s.presence_penalty,
             )
         )
     if s.dry_multiplier:

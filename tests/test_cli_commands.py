@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from brain.cli import main
 from tests.fakes.llm_server import FakeLLM, refuse
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,17 @@ def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
     done = limbic(tmp_path, "sing")
     assert done.returncode == 2 and "sing" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["train", "affect"], ["export", "affect-report"]])
+def test_training_where_its_libraries_are_not_installed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setattr("brain.cli.forward.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--data", "x"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 78 and "limbic-runtime[train]" in line
 
 
 @pytest.mark.parametrize("command", ["serve", "diagnostics", "chat"])

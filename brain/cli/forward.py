@@ -12,6 +12,8 @@ import sys
 
 import click
 
+from brain.errors import ConfigError
+
 PASS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 SIDECARS = ("llm", "cahm", "lvm")
 
@@ -20,6 +22,15 @@ def run_module(module: str, arguments: list[str]) -> None:
     """Replace this process by ``python -m module arguments…``."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+
+
+def need_training() -> None:
+    """Raises ConfigError where the ``train`` extra is not installed; imports nothing of it."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise ConfigError(
+            "training and export need libraries that are not installed; `make develop`, or install "
+            "limbic-runtime[train]"
+        )
 
 
 @click.command(context_settings=PASS, add_help_option=False)
@@ -69,6 +80,7 @@ def run(name: str, arguments: tuple[str, ...]) -> None:
 @click.group(epilog="Example: limbic train lvm --recipe config/lvm/ours_dialogue.toml --help")
 def train() -> None:
     """Train a model; needs the ``train`` extra."""
+    need_training()
 
 
 @train.command("lvm", context_settings=PASS, add_help_option=False)
@@ -102,6 +114,7 @@ def train_affect_generative(arguments: tuple[str, ...]) -> None:
 @click.group(epilog="Example: limbic export affect --help")
 def export() -> None:
     """Trained weights to what the sidecars serve; needs the ``train`` extra."""
+    need_training()
 
 
 @export.command("affect", context_settings=PASS, add_help_option=False)

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from brain.app import Limbic, SideName
+from brain.app import Limbic
 from brain.behaviour import directive, mood
 from brain.errors import SidecarDown, SidecarFailed
 from brain.foresight_state import MIN_DISTANCES, ForesightState
 from brain.persona import Persona
 from brain.schema import Affect
 from brain.sessions import Session
+from brain.settings import SideName
 from brain.state import HormoneState
 from brain.store_sql import SessionRecord
 from brain.turn import Turn

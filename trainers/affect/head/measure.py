@@ -29,14 +29,6 @@ def pearson(a: Array, b: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def interval(a: Array, b: Array) -> tuple[float, float]:
-    """95 % bootstrap interval of r over single rows (seed 0); for rows that belong together, and
-    for every other figure, see ``bootstrap.intervals``."""
-    draws = np.random.default_rng(0).integers(0, len(a), (DRAWS, len(a)))
-    low, high = np.percentile([pearson(a[d], b[d]) for d in draws], [2.5, 97.5])
-    return float(low), float(high)
-
-
 def scored(data: Prepared, axes: Array, part: str, source: str | None = None) -> dict[str, Any]:
     """r, mean absolute error and spread ratio of each measured axis of a part."""
     rows = data.rows(part, source)

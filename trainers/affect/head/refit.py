@@ -27,12 +27,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import Ridge
 from tokenizers import Tokenizer
 
-from brain.errors import ConfigError
 from sidecars.onnx_text import MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE, TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.report import WEIGHTS
-from trainers.affect.head.served import run_onnx
+from trainers.affect.head.served import opened, run_onnx
 from trainers.encoder.float_graph import write_float_graph
 from trainers.encoder.manifest import write_manifest
 
@@ -142,12 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.data.is_file():
         parser.error(f"{args.data}: no such file; trainers.affect.head.prepare makes it")
-    try:
-        data, before = Prepared.load(args.data), TextModel.load(args.model, threads=2)
-    except ValueError as error:
-        parser.error(str(error))
-    except ConfigError as error:
-        parser.exit(78, f"{parser.prog}: {error}\n")
+    data, before = opened(parser, args.data, args.model)
     dev = data.rows("dev", "emobank")
     print(f"{len(dev)} rows through {args.model}", flush=True)
     names = ("axes", "spread", "tags", "emotions", POOLED)

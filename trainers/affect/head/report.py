@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from brain.errors import ConfigError
-from sidecars.onnx_text import TextModel
 from trainers.affect.head import baselines, measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.bootstrap import Interval, intervals
 from trainers.affect.head.card import write_figures
 from trainers.affect.head.measure import Outputs
 from trainers.affect.head.pictures import PICTURES, draw
-from trainers.affect.head.served import answers
+from trainers.affect.head.served import answers, opened
 from trainers.affect.head.vader import read_lexicon
 
 WEIGHTS = Path(__file__).parents[3] / "sidecars" / "weights" / "cahm"
@@ -188,11 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.lexicon is not None:
             read_lexicon(args.lexicon)
-        data, model = Prepared.load(args.data), TextModel.load(args.model, threads=args.threads)
     except ValueError as error:
         parser.error(str(error))
-    except ConfigError as error:
-        parser.exit(78, f"{parser.prog}: {error}\n")
+    data, model = opened(parser, args.data, args.model, threads=args.threads)
     models: dict[str, Outputs] = {}
     if not args.no_baselines:
         print("baselines", flush=True)

@@ -22,14 +22,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 
-from brain.errors import ConfigError
-from sidecars.onnx_text import TextModel
 from trainers.affect.head import measure
 from trainers.affect.head.arrays import Prepared
 from trainers.affect.head.baselines import PENALTIES, frozen_vectors
 from trainers.affect.head.measure import MOVED, STILL
 from trainers.affect.head.report import WEIGHTS
-from trainers.affect.head.served import answers
+from trainers.affect.head.served import answers, opened
 
 FOLDS, FIT_ROWS, SOFT = 5, 260, 0.06
 Array = NDArray[np.floating[Any]]
@@ -107,12 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=WEIGHTS, help="an exported folder")
     parser.add_argument("--cache", type=Path, help="folder that keeps what the models said")
     args = parser.parse_args(argv)
-    try:
-        data, model = Prepared.load(args.data), TextModel.load(args.model, threads=2)
-    except ValueError as error:
-        parser.error(str(error))
-    except ConfigError as error:
-        parser.exit(78, f"{parser.prog}: {error}\n")
+    data, model = opened(parser, args.data, args.model)
     rows = [data.rows("dev", source) for source in ("llm_label", "emobank")]
     axes = answers(model, data, np.concatenate(rows), args.cache)["axes"]
     dev = rows[0]
