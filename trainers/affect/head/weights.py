@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from trainers.encoder.word_table import ROWS, SCALES
+
 Array = NDArray[np.float32]
 ZERO = 128  # of symmetric 8-bit MatMulNBits
 OURS = ("net.", "refit.")  # exported with the network; grafted by ``refit``
@@ -34,10 +36,11 @@ def served_weights(folder: Path) -> dict[str, Array]:
         if name.startswith(OURS) and name.endswith(plain)
     }
     for name, table in fixed.items():
-        if name.endswith(".weight_quantized"):  # looked up, not multiplied: one scale serves all
-            stem = name.removesuffix("_quantized")
-            zero, scale = fixed[f"{stem}_zero_point"], fixed[f"{stem}_scale"]
-            found[_stem(stem)] = (table.astype(np.float32) - zero) * scale
+        if name.endswith(f".weight{ROWS}"):
+            stem = name.removesuffix(ROWS)
+            found[_stem(stem)] = table.astype(np.float32) * fixed[f"{stem}{SCALES}"]
+        elif name.startswith(OURS) and name.endswith(".weight") and table.ndim == 2:
+            found[_stem(name)] = np.asarray(table, np.float32)  # small tables, kept as they were
     for node in graph.node:
         if node.op_type in ("MatMulNBits", "MatMul") and (layer := _layer_of(node, after, fixed)):
             found[f"{layer}.weight"] = _matrix(node, fixed)
