@@ -192,6 +192,21 @@ def test_copies_of_gold_in_other_sources_never_reach_the_set(gold_folder):
     assert report.gold_copies == 2
 
 
+def test_copies_of_a_minimal_pair_or_of_gold_after_another_turn_never_reach_the_set(tmp_path):
+    guard = GoldGuard.of(
+        to_frame(
+            [
+                row(LONG, None, None, None, quality="gold", source="minimal_pair"),
+                row("stop it now", quality="gold", context=("we talked all night",)),
+            ]
+        )
+    )
+    copies = [row(LONG + " ok"), auto(LONG), auto("Stop it now"), row("fine")]
+    ids, report = merged(*copies, gold=guard)
+    assert ids == [row("fine").id]
+    assert report.gold_copies == 3
+
+
 def test_a_gold_row_handed_in_as_data_is_refused(gold_folder):
     with pytest.raises(GoldRefused):
         merged(row(LONG), gold=GoldGuard.load(gold_folder))
