@@ -109,7 +109,7 @@ def _without_copies(
         ).alias("rank"),
         pl.sum_horizontal(pl.col(axis).is_null() for axis in AXES).alias("missing"),
         pl.col("id"),
-    ).with_row_index("row").sort("after_gold", "rank", "missing", "id")["row"].to_list()  # fmt: skip
+    ).with_row_index("row").sort("after_gold", "rank", "missing", "id")  # fmt: skip
 
     scores = matrix(both)
     labelled = both["quality"].is_in(_LABELLED).to_list()
@@ -117,7 +117,7 @@ def _without_copies(
     ids, texts, contexts = both["id"].to_list(), ascii_texts.to_list(), context.to_list()
     kept_by_form: dict[int, list[int]] = {}
     keep = np.zeros(both.height, dtype=bool)
-    for row in order:
+    for row in order["row"].to_list():
         verdict = None
         form = int(place[row])
         for other_form in (form, *near.get(form, ())):
