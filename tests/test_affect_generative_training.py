@@ -171,6 +171,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == EXIT_CONFIG
 
 
+def test_a_line_that_a_kill_cut_short_does_not_keep_a_run_from_its_curve(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=2, checkpoint_steps=1)
+    train.fit(fresh(), ROWS, make, LENGTHS, recipe, tmp_path, header={}, log=_quiet)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    train.draw_curve(tmp_path)
+    assert (tmp_path / "curve.png").stat().st_size
+
+
 @pytest.mark.parametrize("left", ["half-written", "missing"])
 def test_a_run_killed_before_its_last_adapter_was_whole_writes_it_when_repeated(
     tmp_path: Path, left: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import polars as pl
 import pytest
 import torch
 
+from tests.fakes import affect_data
+from trainers.affect.frame import empty
+from trainers.affect.generative import examples
 from trainers.affect.head import measure, network, rowcache, train
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared, digest_of
-from trainers.affect.head.losses import decorrelation, masked_mean
-from trainers.affect.head.network import AffectNet, rebuild
-from trainers.affect.head.prepare import _some
+from trainers.affect.head.losses import decorrelation, imitate, masked_mean
+from trainers.affect.head.network import AffectNet, Heads, rebuild
+from trainers.affect.head.prepare import _rows, _some, main
 from trainers.affect.head.vectors import has_vectors, pooled_vectors
+from trainers.affect.rows import write_rows
 from trainers.encoder.minilm import MiniLM
 
 EMOTIONS, FILM, INTENSITY = 28, 9, 5
@@ -169,6 +174,32 @@ def test_a_change_in_any_array_is_another_set() -> None:
     assert digest_of(wider) != digest
 
 
+def test_a_row_that_a_person_labelled_is_one_of_the_pool(tmp_path: Path) -> None:
+    rows = [
+        affect_data.row("ana was here", split="train", source="human"),
+        affect_data.row("so was bo", split="train", source="emobank", guideline=None),
+    ]
+    write_rows(tmp_path / "train.jsonl", rows)
+    table = _rows(tmp_path, empty())
+    assert dict(table.select("text", "source").iter_rows()) == {
+        "ana was here": "llm_label", "so was bo": "emobank",
+    }  # fmt: skip
+    assert [one.text for one in examples.load_rows(tmp_path, "train")] == ["ana was here"]
+
+
+def test_rows_of_a_source_that_the_head_does_not_know_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(
+        tmp_path / "train.jsonl", [affect_data.row("hm", split="train", source="synthetic_probe")]
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["--set", str(tmp_path), "--out", str(tmp_path / "set.npz")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "'synthetic_probe'" in said
+    assert not (tmp_path / "set.npz").exists()
+
+
 def test_a_cap_keeps_every_measured_row_of_dev_and_test() -> None:
     rows = [(part, source) for part, n in (("train", 60), ("dev", 20), ("test", 20), ("gold", 9))
             for source in ("llm_label", "xed") for _ in range(n)]  # fmt: skip
@@ -298,6 +329,87 @@ def test_what_another_recipe_set_or_encoder_left_is_never_taken(
             assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
             assert (run / "recipe.json").read_text() == before
         (run / result).unlink()
+
+
+def test_a_stopped_run_ends_where_a_whole_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepared(per_part=24)
+    vectors = np.random.default_rng(1).normal(size=(len(data.part), 384)).astype(np.float32)
+    recipe = train.Recipe(mode="frozen", pool=4, emobank=2, intimacy=2, goemotions=2,
+                          decorrelation_rows=4, ema=0.5)  # fmt: skip
+    monkeypatch.setattr(train, "load_minilm", lambda *_: small_minilm())
+    monkeypatch.setattr(train.curves, "draw", lambda run: None)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+
+    def fit(name: str) -> dict[str, torch.Tensor]:
+        run = tmp_path / name
+        run.mkdir(exist_ok=True)
+        widths = {"emotions": EMOTIONS, "film": FILM, "intensity": INTENSITY}
+        net = train.fit(train.build(recipe, None, widths, 3), data, recipe, run, name="student",
+                        seed=3, steps=5, device="cpu", vectors=vectors)  # fmt: skip
+        return {k: v.clone() for k, v in net.state_dict().items() if not k.startswith("body.")}
+
+    whole, save = fit("whole"), train.save
+
+    def killed(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(train, "save", killed)
+        fit("stopped")
+    torch.manual_seed(99)
+    stopped = fit("stopped")
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+
+
+def test_a_teacher_is_not_trained_anew_when_a_kill_came_before_its_answers_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (train, network):
+        monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
+    monkeypatch.setattr(train.curves, "draw", lambda run: None)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    file, run = saved(prepared(per_part=96), tmp_path / "set.npz"), tmp_path / "run"
+    options = ["--data", str(file), "--out", str(run), "--device", "cpu", "--teachers", "1",
+               "--steps", "3", "--student-steps", "1", "--pool", "2", "--emobank", "0",
+               "--intimacy", "0", "--goemotions", "0", "--chat", "1", "--decorrelation",
+               "0"]  # fmt: skip
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(train, "report", killed)
+        train.main(options)
+    assert [p.name for p in run.glob("*.ckpt")] == ["teacher0.ckpt"]
+    made: list[int] = []
+    labelled = train.Sampler.labelled
+    monkeypatch.setattr(train.Sampler, "labelled",
+                        lambda self, step: made.append(step) or labelled(self, step))  # fmt: skip
+    assert train.main(options) == 0
+    assert made == [2, 0] and not list(run.glob("*.ckpt"))  # the teacher's last, the student's one
+
+
+def test_a_set_without_published_emotions_or_questions_trains_and_their_figures_are_unknown() -> (
+    None
+):
+    data = prepared(per_part=120)
+    kept = np.flatnonzero(~np.isin(data.source, [2, 3]))
+    none = np.zeros((len(kept), 0), np.float32)
+    starts = data.starts
+    data = dataclasses.replace(
+        data.targets_of(kept), starts=starts, emotions=none, film=none, intensity=none
+    )
+    outputs = {"axes": np.zeros((len(kept), 3), np.float32), "emotions": none}
+    table = measure.everything(data, outputs["axes"], emotions=none)
+    found = {name: value for name, value, _ in measure.summary(table)}
+    assert np.isnan(found["question intimacy r"]) and np.isnan(found["GoEmotions macro-F1"])
+    answer = Heads(8, emotions=0, film=0, intensity=0).read(torch.zeros(4, 8))
+    names = ("axes", "arousal", "tags", "emotions", "film", "intensity")
+    wanted = {name: torch.zeros_like(getattr(answer, name)) for name in names}
+    assert torch.isfinite(imitate(answer, wanted))
 
 
 @pytest.mark.parametrize("mode", [pytest.param("frozen", marks=pytest.mark.model), "lora"])

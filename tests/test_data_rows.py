@@ -65,6 +65,8 @@ def changed(**changes) -> bytes:
         (changed(quality="great"), "quality"),
         (b'{"text": "hi", "valence": NaN}', "valence: input should be a finite number"),
         (b"[1, 2]", "not an object"),
+        (b'{"text": "hi", "context": 5}', "context: input should be a valid"),
+        (b'{"text": "hi", "context": ["before", 1]}', "context.1: input should be a valid string"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_reason(tmp_path, line, said):

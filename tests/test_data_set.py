@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import polars as pl
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.affect_data import labelled, row, sentence
-from trainers.affect.config import load_build, load_sources
+from trainers.affect.config import config_dir, load_build, load_sources
 from trainers.affect.copies import ascii_form, bare_form, near_pairs
 from trainers.affect.errors import BadRow, DataError, GoldRefused, LeakFound
 from trainers.affect.frame import complete, seeded_order, to_frame, unmeasured, write_frame
 from trainers.affect.gold import GoldGuard, freeze, pool_files
-from trainers.affect.lint import lint
+from trainers.affect.lint import lint, load_rules
 from trainers.affect.merge import MergeReport, merge
 from trainers.affect.rows import AffectRow, write_rows
 from trainers.affect.shards import load_part, shard_files, write_shards
@@ -190,6 +191,21 @@ def test_copies_of_gold_in_other_sources_never_reach_the_set(gold_folder):
     ids, report = merged(auto(LONG), auto(LONG + " ok", id="near"), row("fine"), gold=guard)
     assert ids == [row("fine").id]
     assert report.gold_copies == 2
+
+
+def test_copies_of_a_minimal_pair_or_of_gold_after_another_turn_never_reach_the_set(tmp_path):
+    guard = GoldGuard.of(
+        to_frame(
+            [
+                row(LONG, None, None, None, quality="gold", source="minimal_pair"),
+                row("stop it now", quality="gold", context=("we talked all night",)),
+            ]
+        )
+    )
+    copies = [row(LONG + " ok"), auto(LONG), auto("Stop it now"), row("fine")]
+    ids, report = merged(*copies, gold=guard)
+    assert ids == [row("fine").id]
+    assert report.gold_copies == 3
 
 
 def test_a_gold_row_handed_in_as_data_is_refused(gold_folder):
@@ -423,6 +439,14 @@ def test_lint_finds_what_people_get_wrong(bad, rule):
 )
 def test_lint_leaves_right_labels_alone(good):
     assert rules_hit(good) == set()
+
+
+def test_a_topic_without_patterns_is_found_nowhere(tmp_path):
+    rules = tmp_path / "lint.toml"
+    shipped = (config_dir() / "lint.toml").read_text("utf-8")
+    rules.write_text(re.sub(r"(?ms)^personal = \[.*?^\]", "personal = []", shipped))
+    assert "personal = []" in rules.read_text("utf-8")
+    assert lint(to_frame([row("see you at nine")]), load_rules(rules)) == []
 
 
 @pytest.mark.parametrize(("sign", "word"), [(1, "equals"), (-1, "mirrors")])

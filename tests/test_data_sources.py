@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ import pytest
 from tenacity import wait_none
 
 from tests.fakes.affect_data import registry, write_public
-from trainers.affect.config import DataConfigError, load_build, load_mapping
+from trainers.affect.config import DataConfigError, SourceFile, load_build, load_mapping
 from trainers.affect.errors import SourceMissing
-from trainers.affect.fetch import _stream, derived, fetch, verify, wanted
+from trainers.affect.fetch import _download, _stream, derived, fetch, verify, wanted
 from trainers.affect.frame import SCHEMA, shares, to_rows, unmeasured
 from trainers.affect.readers import READERS
 from trainers.affect.rows import AXES, Rejects
@@ -284,6 +285,42 @@ def test_changed_contents_are_refused_and_not_kept(server, public, tmp_path):
 def test_no_server_says_that_what_came_is_kept(tmp_path, public, server):
     known = serve(server, public)
     del server.files[wanted(known, ["intimacy"])[0].path]
+    with pytest.raises(SourceMissing, match="run the same command to go on"):
+        fetch(known, ["intimacy"], tmp_path)
+
+
+def test_a_page_in_place_of_a_file_is_refused_and_not_gone_on_from(server, tmp_path):
+    published = b"id,split,text\r\na,train,x\r\n"
+    file = SourceFile(
+        path="bank.csv",
+        bytes=len(published),
+        sha256=hashlib.sha256(published).hexdigest(),
+        url=f"http://127.0.0.1:{server.server_port}/bank.csv",
+        derive="drop_test_split",
+    )
+    for page, said in (
+        (b"<html>please log in</html>", "no column 'split'"),
+        (b"id,split,text\na\n", "line 2 has no column 'split'"),
+    ):
+        server.files[file.path] = page
+        with pytest.raises(SourceMissing, match=f"not the published file.*{said}"):
+            _download(file, tmp_path / file.path, lambda *_: None)
+        assert not list(tmp_path.glob("*"))
+    server.files[file.path] = b"id,split,text\na,train,x\nb,test,y\n"
+    _download(file, tmp_path / file.path, lambda *_: None)
+    verify(tmp_path, file)
+
+
+def test_a_broken_answer_is_one_line_and_what_came_is_kept(server, public, tmp_path, monkeypatch):
+    known = serve(server, public)
+
+    def broken(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"10\r\nhalf")
+
+    monkeypatch.setattr(_Files, "do_GET", broken)
     with pytest.raises(SourceMissing, match="run the same command to go on"):
         fetch(known, ["intimacy"], tmp_path)
 

@@ -111,6 +111,23 @@ def test_two_scores_of_one_turn_that_differ_rank_it_first(run, tmp_path):
     assert [r["rank"] for r in run()] == [1, 2]
 
 
+def test_turns_of_two_sessions_with_one_id_stay_apart_and_odd_places_do_not_stop(run, tmp_path):
+    write_jsonl(
+        tmp_path / "logs" / "affect_head_raw.jsonl",
+        [
+            raw("t1", "I adore you", valence=0.9, seq="first"),
+            raw("t1", "I hate this", valence=-0.9, session_id="bob", seq=1),
+        ],
+    )
+    write_jsonl(
+        tmp_path / "logs" / "turns.jsonl",
+        [{"turn_id": "t1", "session_id": "bob", "affect": {"valence": -0.7}}],
+    )
+    found = {row["text"]: row["model"]["valence"] for row in run()}
+    assert found == {"I adore you": 0.9, "I hate this": -0.8}
+    assert run("--disagreement", "0.5") == []
+
+
 def test_rare_cells_go_before_full_ones_and_labelled_texts_are_left_out(run, tmp_path):
     write_jsonl(
         tmp_path / "logs" / "affect_head_raw.jsonl",

@@ -25,6 +25,7 @@ from trainers.affect.label.log import (
     parse_log,
     read_log,
 )
+from trainers.affect.label.state import LabelState
 
 HALF_A_WRITE = textwrap.dedent("""
     import os, sys
@@ -55,6 +56,28 @@ ENDLESS = textwrap.dedent("""
         log.append(Draft("", "add", f"r{n}", "item", None, item, "1"))
         print(n, flush=True)
 """)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ((b'"text":"text of b"', b'"text":""'), "decision 2: text: string should have at least 1"),
+        ((b'"valence":0.5', b'"valence":5'), "decision 4: valence: input should be less than"),
+    ],
+)
+def test_a_value_that_no_tool_writes_is_damage_named_by_its_decision(tmp_path, damage, said):
+    path = tmp_path / "labels.log"
+    value = {"valence": 0.5, "intimacy": 0.0, "tension": 0.0, "confidence": 1.0}
+    with DecisionLog(path, ticking()) as log:
+        for name in "ab":
+            item = {"id": name, "text": f"text of {name}"}
+            log.append(Draft("", "add", name, "item", None, item, "1.0"))
+        log.append(Draft("ana", "rater", "", "rater", None, {"kind": "human"}, "1.0"))
+        log.append(Draft("ana", "label", "a", "label", None, value, "1.0"))
+    LabelState(read_log(path))
+    path.write_bytes(path.read_bytes().replace(*damage))
+    with pytest.raises(LogDamaged, match=said):
+        LabelState(read_log(path))
 
 
 def start(code, path):

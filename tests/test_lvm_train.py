@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,24 @@ def test_an_unknown_recipe_key_is_named(tmp_path, recipe):
     recipe.write_text("epoch = 3\n" + RECIPE)
     with pytest.raises(ConfigError, match="epoch"):
         train_cli.run(options(recipe, tmp_path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('epochs = "3"', "epochs must be a whole number, not '3'"),
+        ("lr = true", "lr must be a number"),
+        ("share = 0.5", "share must be a list"),
+        ('rank = {hidden = "wide"}', "rank.hidden must be a whole number"),
+        ('kind = "guarded"\nbatch = 6.5', "batch must be a whole number"),
+        ('kind = "linear"\ngroups = "0-384"', "groups must be a list"),
+    ],
+)
+def test_a_recipe_value_of_another_kind_is_named(tmp_path, line, said):
+    path = tmp_path / "recipe.toml"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        recipes.load(path)
 
 
 GUARDED = """

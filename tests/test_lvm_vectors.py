@@ -158,6 +158,7 @@ def test_an_encoder_that_gives_nan_stops_the_build(tmp_path: Path) -> None:
         ('["just", "texts"]\n', "no document boundaries"),
         ("not json\n", "not JSON"),
         ('{"doc": "1", "turns": ["a", 3]}\n', "not text"),
+        ('{"doc": "1", "turns": ["a \\ud83d b"]}\n', ":1: 'turns' holds half a character"),
         ('{"doc": "1", "turns": ["a"], "split": "later"}\n', "unknown split"),
         ('{"doc": "1", "turns": ["a"]}\n{"doc": "1", "turns": ["b"]}\n', "twice"),
     ],

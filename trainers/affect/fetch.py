@@ -7,6 +7,7 @@ name. A download goes to ``NAME.part``; an interrupted one goes on where it stop
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
 import urllib.error
 import urllib.request
@@ -128,12 +129,19 @@ def _download(file: SourceFile, target: Path, progress: Progress) -> None:
     part = target.with_name(target.name + ".part")
     try:
         _stream(file, part, progress)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise SourceMissing(
             f"{file.url}: {error}; what came is kept, run the same command to go on, or give a "
             "copy with --from"
         ) from error
-    data = derived(part.read_bytes(), file.derive)
+    try:
+        data = derived(part.read_bytes(), file.derive)
+    except ValueError as error:  # not the table: a login page, say
+        part.unlink()
+        raise SourceMissing(
+            f"{file.url}: not the published file ({error}); try again, or give a good copy with "
+            "--from"
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:
         part.unlink()
@@ -146,7 +154,7 @@ def _download(file: SourceFile, target: Path, progress: Progress) -> None:
 
 
 @retry(
-    retry=retry_if_exception_type((TimeoutError, ConnectionError)),
+    retry=retry_if_exception_type((TimeoutError, ConnectionError, http.client.IncompleteRead)),
     stop=stop_after_attempt(4),
     wait=wait_exponential(multiplier=0.5, max=8),
     reraise=True,
@@ -177,12 +185,22 @@ def derived(data: bytes, how: str | None) -> bytes:
     """The bytes the pipeline reads: ``drop_test_split`` leaves out the publisher's test rows.
 
     Lines end in CR LF whatever the download used, so that the checksum does not depend on it.
+
+    Raises:
+        ValueError: there is no such column.
     """
     if how is None:
         return data
     lines = data.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
-    column = lines[0].split(b",").index(b"split")
+    if b"split" not in (names := lines[0].split(b",")):
+        raise ValueError("its first line names no column 'split'")
+    column = names.index(b"split")
     kept = [lines[0]]
     # The split column comes before any quoted one, so a plain split of the line finds it.
-    kept += [line for line in lines[1:] if line.split(b",", column + 1)[column] != b"test"]
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split(b",", column + 1)
+        if len(fields) <= column:
+            raise ValueError(f"line {number} has no column 'split'")
+        if fields[column] != b"test":
+            kept.append(line)
     return b"\r\n".join(kept) + b"\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,11 @@ def _number(value: Any, low: float, high: float) -> float | None:
     return float(value) if type(value) in (int, float) and low <= value <= high else None
 
 
+def _place(seq: Any) -> float:
+    """A turn's place in its session; 0 where the record names none."""
+    return float(seq) if type(seq) in (int, float) and math.isfinite(seq) else 0.0
+
+
 def measurement_of(record: Mapping[str, Any] | None) -> Measurement | None:
     """An affect record of any of our logs; None when it holds no usable score."""
     if not isinstance(record, Mapping):
@@ -125,18 +131,22 @@ def log_records(folder: Path, rejects: Rejects) -> Iterator[dict[str, Any]]:
 
 
 def collect(records: Iterable[Mapping[str, Any]]) -> list[Heard]:
-    """Join records by turn. Text and context are taken from the first record that has them."""
-    turns: dict[str, Heard] = {}
+    """Join records by session and turn. Text and context are taken from the first record that has
+    them. A record without a session is of the first turn with its id."""
+    turns: dict[tuple[str, str], Heard] = {}
+    by_turn: dict[str, list[Heard]] = {}
     for position, record in enumerate(records):
         turn = str(record["turn_id"])
-        heard = turns.get(turn)
-        if heard is None:
-            order = (float(record.get("seq") or 0), f"{position:09}")
-            session = str(record.get("session_id") or record.get("session") or "")
-            heard = turns[turn] = Heard(session, turn, order)
-        heard.session = heard.session or str(
-            record.get("session_id") or record.get("session") or ""
+        session = str(record.get("session_id") or record.get("session") or "")
+        known = by_turn.setdefault(turn, [])
+        heard = turns.get((session, turn)) or next(
+            (one for one in known if not session or not one.session), None
         )
+        if heard is None:
+            heard = Heard(session, turn, (_place(record.get("seq")), f"{position:09}"))
+            known.append(heard)
+        heard.session = heard.session or session
+        turns[heard.session, turn] = heard
         text = record.get("text") or record.get("user_text")
         if heard.text is None and isinstance(text, str) and text.strip():
             heard.text = text
@@ -148,4 +158,4 @@ def collect(records: Iterable[Mapping[str, Any]]) -> list[Heard]:
         measured = measurement_of(affect)
         if measured is not None and measured not in heard.measurements:
             heard.measurements.append(measured)
-    return list(turns.values())
+    return [heard for known in by_turn.values() for heard in known]

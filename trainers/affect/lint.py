@@ -69,7 +69,9 @@ def load_rules(path: Path | None = None) -> LintRules:
                 raise DataConfigError(
                     f"{path}: {topic}, pattern {place}: not a regular expression: {pattern}"
                 ) from error
-        patterns[topic] = "(?i)" + "|".join(f"(?:{pattern})" for pattern in raw.get(topic, ["$^"]))
+        # A topic without patterns is found nowhere: an empty pattern would be found everywhere.
+        wanted = raw.get(topic) or ["$^"]
+        patterns[topic] = "(?i)" + "|".join(f"(?:{pattern})" for pattern in wanted)
     limits = raw.get("limits", {})
     for name, value in limits.items():
         if not isinstance(value, (int, float)):

@@ -101,13 +101,15 @@ def _without_copies(
     for a, b in pairs.tolist():
         near.setdefault(a, []).append(b)
         near.setdefault(b, []).append(a)
+    # Gold comes first, also the sides of minimal pairs, which have no scores: what copies it goes.
     order = both.select(
+        (pl.int_range(pl.len()) >= gold_count).alias("after_gold"),
         pl.when(unmeasured()).then(len(_RANK)).otherwise(
             pl.col("quality").replace_strict(_RANK, return_dtype=pl.Int64)
         ).alias("rank"),
         pl.sum_horizontal(pl.col(axis).is_null() for axis in AXES).alias("missing"),
         pl.col("id"),
-    ).with_row_index("row").sort("rank", "missing", "id")["row"].to_list()  # fmt: skip
+    ).with_row_index("row").sort("after_gold", "rank", "missing", "id")  # fmt: skip
 
     scores = matrix(both)
     labelled = both["quality"].is_in(_LABELLED).to_list()
@@ -115,12 +117,13 @@ def _without_copies(
     ids, texts, contexts = both["id"].to_list(), ascii_texts.to_list(), context.to_list()
     kept_by_form: dict[int, list[int]] = {}
     keep = np.zeros(both.height, dtype=bool)
-    for row in order:
+    for row in order["row"].to_list():
         verdict = None
         form = int(place[row])
         for other_form in (form, *near.get(form, ())):
             for other in kept_by_form.get(other_form, ()):
-                if contexts[other] != contexts[row]:
+                # The gold guard goes by the text alone; other messages are what they answer, too.
+                if other >= gold_count and contexts[other] != contexts[row]:
                     continue
                 exact = texts[other] == texts[row]
                 gap = _gap(scores[row], scores[other])

@@ -111,10 +111,7 @@ class AffectRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "id" not in data and isinstance(data.get("text"), str):
-            context = data.get("context") or ()
-            data = {**data, "id": stable_id(str(data.get("source", "")), data["text"], context)}
-        return data
+        return with_id(data)
 
     @model_validator(mode="after")
     def _check_whole(self) -> AffectRow:
@@ -139,6 +136,19 @@ def stable_id(source: str, text: str, context: Iterable[str] = ()) -> str:
         digest.update(part.encode("utf-8", "surrogatepass"))
         digest.update(b"\x1f")
     return digest.hexdigest()
+
+
+def with_id(data: Any) -> Any:
+    """A line's columns with an ``id``, where they have none and text to make one from.
+
+    Whatever is not as it should be is left for the validation to name, so the id goes by the turns
+    of the context that are text.
+    """
+    if not isinstance(data, dict) or "id" in data or not isinstance(data.get("text"), str):
+        return data
+    context = data.get("context")
+    turns = [t for t in context if isinstance(t, str)] if isinstance(context, list | tuple) else ()
+    return {**data, "id": stable_id(str(data.get("source", "")), data["text"], turns)}
 
 
 # ---------------------------------------------------------------------------------- reading

@@ -139,6 +139,13 @@ def _record(line: str, corpus: Corpus, where: str) -> tuple[str, str, list[str]]
         )
     if not all(isinstance(text, str) for text in texts):
         raise CorpusError(f"{where}: '{corpus.field}' holds something that is not text")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CorpusError(f"{where}: '{corpus.field}' holds half a character: {error}") from (
+                error
+            )
     name = str(record["doc"])
     split = record.get("split") or split_of(name)
     if split not in SPLITS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,38 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
 
 
+def mistakes(kind: type, values: dict[str, Any], path: Path) -> list[str]:
+    """What cannot be a recipe of this kind: unknown keys, and values of another type than the
+    default's."""
+    known = {f.name: f for f in fields(kind)}
+    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    for name, given in values.items():
+        if name not in known:
+            continue
+        field_, wanted = known[name], str
+        if field_.default is not MISSING:
+            wanted = type(field_.default)
+        elif field_.default_factory is not MISSING:
+            wanted = type(field_.default_factory())
+        if type(given) is not wanted and not (wanted is float and type(given) is int):
+            word = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
+                    list: "a list", dict: "a table"}[wanted]  # fmt: skip
+            problems.append(f"{path}: {name} must be {word}, not {given!r}")
+    return problems
+
+
 def two_heads(values: dict[str, Any], path: Path) -> Recipe:
     """A checked recipe from a file's values."""
-    known = {f.name for f in fields(Recipe)}
-    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    if problems := mistakes(Recipe, values, path):
+        raise ConfigError(*problems)
     for part, shape in (("vector", VECTOR_SHAPE), ("rank", RANK_SHAPE)):
         given = values.get(part, {})
         problems += [f"{path}: unknown key {part}.{k}" for k in given if k not in shape]
+        problems += [
+            f"{path}: {part}.{k} must be a whole number, not {v!r}"
+            for k, v in given.items()
+            if type(v) is not int
+        ]
         values = values | {part: shape | given}
     if problems:
         raise ConfigError(*problems)
@@ -151,8 +176,8 @@ class Guarded:
 
 def guarded(values: dict[str, Any], path: Path) -> Guarded:
     """A checked recipe of kind ``guarded``."""
-    known = {f.name for f in fields(Guarded)}
-    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    if problems := mistakes(Guarded, values, path):
+        raise ConfigError(*problems)
     for stage in values.get("stage", []):
         problems += [f"{path}: unknown term {k!r}" for k in stage if k not in TERMS | {"from": 1}]
         if "from" not in stage:
@@ -195,8 +220,8 @@ class Linear:
 
 def linear(values: dict[str, Any], path: Path) -> Linear:
     """A checked recipe of kind ``linear``."""
-    known = {f.name for f in fields(Linear)}
-    problems = [f"{path}: unknown key {key!r}" for key in values if key not in known]
+    if problems := mistakes(Linear, values, path):
+        raise ConfigError(*problems)
     edges = values.get("groups", [0, 384])
     if len(edges) < 2 or edges[0] != 0 or any(a >= b for a, b in pairwise(edges)):
         problems.append(f"{path}: groups must rise from 0")

@@ -21,10 +21,10 @@ from trainers.affect.errors import DataError
 from trainers.affect.gold import GoldGuard
 from trainers.affect.head.arrays import AXES, TAGS
 from trainers.affect.head.prepare import TIES
+from trainers.affect.rows import GUIDED_SOURCES
 from trainers.affect.shards import load_part
 
 POOL = Path(__file__).parents[1] / "pool"
-SOURCE = "llm_label"
 # What a token is for: given, or learnt as part of a score, a tag, the reasoning.
 GIVEN, SCORE, TAG, REASON = range(4)
 #: Two careful raters differ by about this much on an axis.
@@ -76,7 +76,8 @@ def load_rows(folder: Path, part: str) -> list[Row]:
     if part == "train":
         GoldGuard.load(POOL).refuse(table, f"{folder}: training rows")
     table = table.filter(
-        (pl.col("source") == SOURCE) & pl.all_horizontal(pl.col(a).is_not_null() for a in AXES)
+        pl.col("source").is_in(sorted(GUIDED_SOURCES))
+        & pl.all_horizontal(pl.col(a).is_not_null() for a in AXES)
     )
     if not table.height:
         raise DataError(

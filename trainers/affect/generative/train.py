@@ -226,9 +226,14 @@ def draw_curve(run: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A resumed run logs the steps since its checkpoint again; the last word counts.
-    by_step = {(row := json.loads(line))["step"]: row
-               for line in (run / "log.jsonl").read_text("utf-8").splitlines()}  # fmt: skip
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in (run / "log.jsonl").read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a killed run may leave half a line
+            continue
+        # A resumed run logs the steps since its checkpoint again; the last word counts.
+        by_step[row["step"]] = row
     lines = [by_step[step] for step in sorted(by_step)]
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)

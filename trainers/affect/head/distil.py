@@ -95,6 +95,7 @@ def student(
         net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
         average, first = saved["average"], saved["step"]
+        train.set_noise(saved.get("noise"))
     began = time.monotonic()
     for step in range(first, recipe.steps):
         net.train()
@@ -127,7 +128,8 @@ def student(
             train.log(run, "student", step, float(loss.detach()), began, dev)
         if step % SAVE_EVERY == SAVE_EVERY - 1 and not last:
             train.save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
-                                    "average": average, "step": step + 1})  # fmt: skip
+                                    "average": average, "step": step + 1,
+                                    "noise": train.noise()})  # fmt: skip
     net.load_state_dict(average)
     curves.draw(run)
     return net.eval()

@@ -93,5 +93,7 @@ def imitate(p: Predicted, teacher: dict[str, Tensor], weight: Tensor | None = No
     loss = loss + 0.5 * F.binary_cross_entropy_with_logits(p.tags, teacher["tags"], weight=each)
     for name, share in (("emotions", 6.0), ("film", 1.0), ("intensity", 1.0)):
         logits = getattr(p, name)
+        if not logits.shape[1]:  # a set without that source: the mean of nothing is not a number
+            continue
         loss = loss + share * F.binary_cross_entropy_with_logits(logits, teacher[name])
     return loss

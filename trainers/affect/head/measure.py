@@ -240,8 +240,8 @@ def everything(
             rows = data.rows(part, "emobank")
             if len(rows):  # without any, r is not 0 but unknown
                 table[f"emobank {part} arousal r"] = pearson(arousal[rows], data.axes[rows, 2])
-    if emotions is not None:
-        test = data.rows("test", "goemotions")
+    test = data.rows("test", "goemotions")
+    if emotions is not None and len(test):
         if thresholds is None:
             thresholds = emotion_thresholds(data, emotions)
         table["goemotions macro-F1"] = macro_f1(emotions[test], data.emotions[test], thresholds)
@@ -272,7 +272,8 @@ def summary(table: dict[str, Any]) -> list[tuple[str, float, float | None]]:
                     (f"EmoBank arousal r{place}", arousal, 0.50)]  # fmt: skip
     rows: list[tuple[str, float, float | None]] = [
         *emobank,
-        ("question intimacy r", table["question intimacy test"]["intimacy"]["r"], 0.82),
+        ("question intimacy r", table["question intimacy test"].get("intimacy", {}).get("r", nan),
+         0.82),
         ("GoEmotions macro-F1", table.get("goemotions macro-F1", nan), 0.46),
         *((f"gold {axis} r", gold[axis]["r"], 0.75) for axis in AXES),
         ("gold worst cell, signs of all axes", min(signs, default=nan), 0.75),

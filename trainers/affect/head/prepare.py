@@ -25,11 +25,13 @@ from trainers.affect.gold import GoldGuard, text_key
 from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS, digest_of
 from trainers.affect.head.texts import write_texts
 from trainers.affect.head.variants import Neighbours, variants
+from trainers.affect.rows import GUIDED_SOURCES
 from trainers.affect.shards import load_part
 
 POOL = Path(__file__).parents[1] / "pool"
 # The encoder's own tokenizer, as it ships: nothing here needs PyTorch.
 TOKENIZER = Path(__file__).parents[3] / "sidecars" / "weights" / "minilm" / TOKENIZER_FILE
+POOL_SOURCE = "llm_label"  # of all labelled rows in the arrays
 # What ties rows together, the widest tie first (the split's group holds all of them).
 TIES = ("group", "pair", "frame", "session_id", "thread", "id", "text")
 
@@ -65,6 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.most:
         table = _some(table, args.most, args.seed)
     GoldGuard.load(POOL).refuse(table.filter(pl.col("part") == "train"), "training rows")
+    if unknown := sorted(set(table["source"]) - set(SOURCES)):
+        parser.error(
+            f"{args.folder}: the head learns nothing from rows of source {unknown[0]!r}; build the"
+            " set without them, or label them (limbic label)"
+        )
     names = {
         "emotions": label_names(auxiliary, "goemotions"),
         "film": label_names(auxiliary, "xed"),
@@ -108,12 +115,16 @@ def _some(table: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
 
 
 def _rows(folder: Path, auxiliary: pl.DataFrame) -> pl.DataFrame:
-    """Scored and auxiliary rows of train, dev and test, and gold."""
+    """Scored and auxiliary rows of train, dev and test, and gold; who labelled a row of the pool,
+    a person or not, makes no difference to what is learnt from it."""
     parts = [load_part(folder, p).with_columns(part=pl.lit(p)) for p in ("train", "dev", "test")]
     # Published dev rows of documents that are in train are left out: they would flatter.
     parts.append(auxiliary.with_columns(part=pl.col("split")))
     parts.append(load_part(folder, "gold").with_columns(part=pl.lit("gold")))
-    return pl.concat(parts).filter(pl.col("part").is_in(PARTS))
+    guided = pl.col("source").is_in(sorted(GUIDED_SOURCES))
+    return pl.concat(parts).filter(pl.col("part").is_in(PARTS)).with_columns(
+        source=pl.when(guided).then(pl.lit(POOL_SOURCE)).otherwise("source")
+    )  # fmt: skip
 
 
 def _pairs() -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import MiniLM, load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
+SAVE_EVERY = 500  # steps that a kill costs at most
 DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
 MODES = ("full", "lora", "frozen")
 RESULTS = ("teacher*.npz", "*.ckpt", "head.safetensors")  # of one recipe, set and encoder
@@ -146,7 +147,8 @@ def fit(
     vectors: NDArray[np.float32] | None = None,
 ) -> AffectNet:
     """Train one head; logs to ``run/log.jsonl``, resumes from ``run/NAME.ckpt``; returns the
-    average of the weights over the steps (EMA). ``vectors`` [N, 384] stand for a frozen encoder."""
+    average of the weights over the steps (EMA). ``vectors`` [N, 384] stand for a frozen encoder.
+    The checkpoint is the caller's to remove, once what the head is for is kept."""
     torch.manual_seed(seed)
     net = net.to(device)
     sampler = Sampler(data, recipe, seed)
@@ -166,6 +168,7 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
         average, first = saved["average"], saved["step"]
+        set_noise(saved.get("noise"))
     started = time.monotonic()
     for step in range(first, steps):
         net.train()
@@ -200,12 +203,11 @@ def fit(
             if step % DEV_EVERY == 0 or last:
                 dev = dev_r(net, data, device, vectors)
             log(run, name, step, float(loss.detach()), started, dev)
-        if step % 500 == 499 and step + 1 < steps:
+        if step % SAVE_EVERY == SAVE_EVERY - 1 and not last:
             save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                "schedule": schedule.state_dict(), "average": average,
-                               "step": step + 1})  # fmt: skip
+                               "step": step + 1, "noise": noise()})  # fmt: skip
     net.load_state_dict(average, strict=False)
-    checkpoint.unlink(missing_ok=True)
     curves.draw(run)
     return net.eval()
 
@@ -329,6 +331,7 @@ def main(argv: list[str] | None = None) -> int:
                 name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
             if bad := runs.not_finite(net.state_dict()):
+                (run / f"teacher{i}.ckpt").unlink(missing_ok=True)
                 parser.exit(1, f"{parser.prog}: teacher{i} not kept, {bad} is not finite\n")
             outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
@@ -336,6 +339,7 @@ def main(argv: list[str] | None = None) -> int:
             halves: dict[str, Any] = {k: v.astype(np.float16) for k, v in outputs.items()}
             np.savez(part, **halves)
             part.replace(kept)
+            (run / f"teacher{i}.ckpt").unlink(missing_ok=True)
         with np.load(kept) as file:
             one = {k: file[k].astype(np.float32) for k in file.files}
         total = one if total is None else {k: total[k] + one[k] for k in total}
@@ -360,6 +364,8 @@ def main(argv: list[str] | None = None) -> int:
             runs.save_head(final, net.state_dict())
         except ValueError as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
+        finally:
+            (run / "student.ckpt").unlink(missing_ok=True)
     outputs = predict(net, data, measured_rows(data), device, vectors=vectors)
     report(run, "student", data, outputs)
     if args.compare:
@@ -428,6 +434,24 @@ def dev_r(
         axis: round(measure.pearson(found["axes"][rows, i], data.axes[rows, i]), 4)
         for i, axis in enumerate(AXES)
     }
+
+
+def noise() -> dict[str, Tensor]:
+    """Where the random numbers of dropout are, for a checkpoint: a run that goes on from it drops
+    what it would have dropped."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def set_noise(state: dict[str, Tensor] | None) -> None:
+    """Go on from ``noise``; checkpoints of earlier versions hold none."""
+    if state is None:
+        return
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from trainers.affect.rows import (
     Rejects,
     Score,
     Unit,
-    stable_id,
+    with_id,
 )
 
 MAX_NOTE_CHARS = 2000
@@ -107,10 +107,7 @@ class Item(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "id" not in data and isinstance(data.get("text"), str):
-            context = data.get("context") or ()
-            data = {**data, "id": stable_id(str(data.get("source", "")), data["text"], context)}
-        return data
+        return with_id(data)
 
     @field_validator("text")
     @classmethod

@@ -10,7 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainers.affect.label.items import Item, Label
+from pydantic import ValidationError
+
+from trainers.affect.label.items import Item, Label, explain
 from trainers.affect.label.log import Decision, LogDamaged
 
 SlotKey = tuple[str, str, str]
@@ -46,7 +48,13 @@ class LabelState:
             self.apply(decision)
 
     def apply(self, decision: Decision) -> None:
-        """Take one more decision into account."""
+        """Take one more decision into account. Raises `LogDamaged` as folding does."""
+        try:
+            self._apply(decision)
+        except ValidationError as error:
+            raise LogDamaged(f"decision {decision.seq}: {explain(error)}") from error
+
+    def _apply(self, decision: Decision) -> None:
         if decision.what == "add":
             self.items[decision.row] = Item.model_validate(decision.after)
             return
@@ -58,6 +66,7 @@ class LabelState:
         key = slot_key(decision.slot, decision.row, decision.who)
         if self.slots.get(key) != decision.before:
             raise LogDamaged(f"decision {decision.seq}: 'before' is not what the log holds for it")
+        label = as_label(decision.after)
         self._stack(decision)
         if decision.after is None:
             self.slots.pop(key, None)
@@ -70,7 +79,7 @@ class LabelState:
         elif decision.slot == "label":
             rows = self._labelled.setdefault(decision.who, {})
             rows.pop(decision.row, None)
-            if as_label(decision.after) is not None:
+            if label is not None:
                 rows[decision.row] = None
 
     def _stack(self, decision: Decision) -> None:
