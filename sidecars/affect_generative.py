@@ -18,16 +18,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brain.errors import ConfigError
+from brain.schema import MAX_TAGS, Tag, describe
 from sidecars import affect_prompt as prompt
 from sidecars.affect_head import CUT_CONFIDENCE, FOREIGN_CONFIDENCE, Message, Scores
-from sidecars.affect_manifest import AXES
+from sidecars.affect_manifest import AXES, Word
 from sidecars.artifacts import resolve
 from sidecars.english import COMMON_WORDS, looks_english
 from sidecars.formats import Format
@@ -43,6 +45,16 @@ CLOSE = 0.25
 UNFITTED_CONFIDENCE = 0.3
 KEPT_ANSWERS = 256
 TOKENS_A_STEP = 8
+
+
+class Named(BaseModel):
+    """Names in a manifest that stand in every answer: the brain refuses an answer with others."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    name: Word
+    version: Word
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +80,17 @@ class Manifest:
                     f"{file}: was taught prompt {body['prompt']}, this version of limbic asks "
                     f"prompt {prompt.PROMPT_VERSION}; train and export it again"
                 )
-            tags = tuple(str(tag) for tag in body["tags"])
             fitted = body["confidence"]
             curve = None if fitted is None else (float(fitted["a"]), float(fitted["b"]))
-            if not tags or (curve is not None and not math.isfinite(sum(curve))):
+            if not body["tags"] or (curve is not None and not math.isfinite(sum(curve))):
                 raise ValueError("no tags, or a confidence that is no number")
-            return cls(f"{body['name']}-{body['version']}", tags, curve)
+            named = Named.model_validate(body)
+            return cls(f"{named.name}-{named.version}", tuple(named.tags), curve)
+        except ValidationError as error:
+            said = describe(error)
+            raise ConfigError(
+                f"{file}: its manifest is malformed ({said}); export it again"
+            ) from error
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{file}: its manifest is malformed ({error})") from error
 

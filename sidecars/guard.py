@@ -107,6 +107,8 @@ def context_of(request: web.Request, body: Timed) -> RequestContext:
         if not 0 <= left_ms <= MAX_DEADLINE_MS:
             raise Problem(400, "invalid_request", "X-Limbic-Deadline-Ms must be milliseconds ≥ 0")
     turn = body.turn_id or request.headers.get("X-Limbic-Turn")
+    if turn and not _is_unicode(turn):
+        raise Problem(400, "invalid_request", "X-Limbic-Turn must be UTF-8 text")
     return RequestContext(
         turn_id=turn[:128] if turn else None,
         deadline=None if left_ms is None else time.monotonic() + left_ms / 1000,
@@ -159,6 +161,15 @@ def _netloc(origin: str) -> str:
         return ""
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether JSON can carry it: a header's bytes that are no UTF-8 are surrogates in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _bytes(text: str) -> bytes:
     """A header or a variable as it came: bytes that are no UTF-8 are surrogates in it."""
     return text.encode("utf-8", "surrogateescape")
@@ -176,6 +187,12 @@ async def as_response(handler: Handler, request: web.Request) -> web.StreamRespo
         return Problem(error.http_status, error.code, str(error)).response()
     except web.HTTPRequestEntityTooLarge:
         return Problem(413, "too_large", "the request body is over the limit").response()
+    except web.RequestPayloadError:
+        # The rest of the body cannot be told from what follows it: nothing more is read.
+        request.content.feed_eof()
+        answer = Problem(400, "invalid_body", "the body is not what its headers say").response()
+        answer.force_close()
+        return answer
     except web.HTTPException as error:
         code = (error.reason or "error").lower().replace(" ", "_")
         return Problem(error.status, code, error.reason or "error").response()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -271,6 +272,18 @@ def test_an_adapter_on_its_base_is_a_head_too(tmp_path: Path) -> None:
     assert caught.value.exit_code == EXIT_CONFIG
 
 
+def told(**changes: Any) -> str:
+    """The manifest of a file that can be served, with ``changes``."""
+    body = {"kind": "affect-generative", "prompt": 1, "name": "tiny", "version": "1",
+            "tags": ["hostile_intimacy"], "confidence": None, **changes}  # fmt: skip
+    return json.dumps(body)
+
+
+def test_a_manifest_that_names_what_answers_may_hold_is_taken() -> None:
+    found = Manifest.parse(told(more="free"), "file.gguf")
+    assert (found.name, found.tags, found.curve) == ("tiny-1", ("hostile_intimacy",), None)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -280,6 +293,11 @@ def test_an_adapter_on_its_base_is_a_head_too(tmp_path: Path) -> None:
         ('{"kind": "affect-generative"}', "malformed"),
         ('{"kind": "affect-generative", "prompt": 0}', "taught prompt 0"),
         ('{"kind": "affect-generative", "prompt": 1, "tags": [], "confidence": null}', "no tags"),
+        (told(tags=["hostile_intimacy", "Bad Tag"]), r"malformed \(tags.1: .*export it again"),
+        (told(tags="close"), r"malformed \(tags: "),
+        (told(tags=[f"tag_{i}" for i in range(17)]), r"malformed \(tags: "),
+        (told(name="two\nlines"), r"malformed \(name: "),
+        (told(version=1), r"malformed \(version: "),
     ],
 )
 def test_a_foreign_manifest_is_refused_with_what_is_wrong(text: str, why: str) -> None:

@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from trainers.affect.head import baselines, card, measure, refit, reproduce, vad
 from trainers.affect.head.arrays import PARTS, SOURCES, TAGS, Prepared
 from trainers.affect.head.bootstrap import GroupSampler, intervals
 from trainers.affect.head.distil_teachers import Recipe
+from trainers.affect.head.left_out import left_out
+from trainers.affect.head.left_out import render as render_left_out
 from trainers.affect.head.pictures import PICTURES, draw
 from trainers.affect.head.report import SERVED, WEIGHTS, page, report
 from trainers.affect.head.report import main as report_main
@@ -54,6 +56,21 @@ def test_perfect_predictions_give_perfect_figures_and_a_page_says_met() -> None:
     table_rows = [line for line in text.splitlines() if "predicted" in line and line[0] == "|"]
     assert table_rows and all(line.replace(r"\|", "").count("|") == 4 for line in table_rows)
     assert all(f"pictures/affect-{name}.png" in text for name in PICTURES)
+
+
+def test_a_partial_correlation_shows_what_leaks_from_one_axis_into_another() -> None:
+    data, out = data_and_perfect_answers()
+    rng = np.random.default_rng(0)
+    noisy = out["axes"] + rng.normal(0, 0.2, out["axes"].shape).astype(np.float32)
+    apart = measure.partial_correlations(data, noisy)
+    assert len(apart) == 6 and max(map(abs, apart.values())) < 0.4
+    leaking = noisy.copy()
+    leaking[:, 1] += 0.9 * data.axes[:, 0]  # intimacy takes something of valence
+    found = measure.partial_correlations(data, leaking)
+    assert found["predicted I, V given I"] > 0.8
+    assert found["predicted V, I given V"] == pytest.approx(apart["predicted V, I given V"])
+    shown = page_of(report(data, {**out, "axes": leaking}, MANIFEST, draws=5))
+    assert f"predicted I, V given I {found['predicted I, V given I']:.2f} (" in shown
 
 
 def test_noise_instead_of_predictions_is_said_to_miss() -> None:
@@ -532,3 +549,22 @@ def test_the_generative_chain_is_of_modules_that_exist_and_hands_files_on(tmp_pa
     assert all(str(built) in stage.arguments for stage in chain)
     assert str(chain[1].output.parent) in chain[2].arguments
     assert str(chain[2].output.parent / "model-Q8_0.gguf") in chain[3].arguments
+
+
+def test_a_cell_that_is_left_out_is_not_taught_and_the_others_are() -> None:
+    data = prepared(per_part=400)
+    pool = np.concatenate([data.rows(part, "llm_label") for part in ("train", "dev")])
+    rows = np.concatenate([pool, data.rows("gold")])
+    tags = np.zeros_like(data.tags)
+    tags[rows, np.arange(len(rows)) % 3] = 1.0  # three archetypes of as many rows
+    vectors = np.zeros((len(data.part), 4), np.float32)
+    # Each archetype says its valence in a place of its own; the other axes stand elsewhere.
+    vectors[rows, tags[rows].argmax(1)] = data.axes[rows, 0]
+    vectors[rows, 3] = data.axes[rows, 1]
+    table = left_out(replace(data, tags=tags), 10 * vectors)
+    assert list(table) == list(TAGS[:3])
+    for row in table.values():
+        assert row["rows"] == pytest.approx(len(data.rows("train", "llm_label")) / 3, abs=1)
+        assert row["without"]["mae"] > row["with"]["mae"] + 0.1
+        assert row["without"]["sign"] < row["with"]["sign"]
+    assert "hostile_intimacy" in render_left_out(table)

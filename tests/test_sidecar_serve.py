@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -270,6 +271,37 @@ async def test_a_token_of_any_bytes_is_refused_as_a_wrong_one() -> None:
         async with asyncio.timeout(PATIENCE_S):
             assert b" 401 " in await reader.readline()
         writer.close()
+
+
+async def test_a_turn_header_of_any_bytes_is_refused_where_json_cannot_carry_it() -> None:
+    async with serving() as (_, server, _):
+        assert b" 400 " in await first_line(server, b"X-Limbic-Turn: \xff\xfe", b'{"text": "x"}')
+        assert b" 200 " in await first_line(server, b"X-Limbic-Turn: \xc3\xa9", b'{"text": "x"}')
+
+
+async def test_a_body_that_is_not_encoded_as_its_header_says_is_400_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (_, server, _):
+        for body in (b'{"text": "x"}', gzip.compress(b'{"text": "x"}')[:-9] + b"12345678"):
+            assert b" 400 " in await first_line(server, b"Content-Encoding: gzip", body)
+        whole = gzip.compress(b'{"text": "x"}')
+        assert b" 200 " in await first_line(server, b"Content-Encoding: gzip", whole)
+    assert not caplog.records
+
+
+async def first_line(server: SidecarServer, header: bytes, body: bytes) -> bytes:
+    """The first line of the answer to ``POST /echo``, after which the connection must end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    length = b"Content-Length: %d\r\nConnection: close\r\n" % len(body)
+    writer.write(
+        b"POST /echo HTTP/1.1\r\nHost: localhost\r\n" + length + header + b"\r\n\r\n" + body
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        line = await reader.readline()
+        await reader.read()
+    writer.close()
+    return line
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: loc"])

@@ -31,6 +31,7 @@ from sidecars.hashing import hash_file
 from trainers.affect.errors import DataConfigError, DataError
 from trainers.affect.generative import examples, model
 from trainers.affect.generative.examples import REASON, SCORE, TAG, Example, Row
+from trainers.affect.head.runs import device_of
 
 CHECKPOINT = "last.ckpt"
 ADAPTER, BASE, RECIPE = "adapter", "base", "recipe.json"
@@ -275,9 +276,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, recipe: Recipe) -> None:
     rows = examples.load_rows(args.folder, "train")
     base = model.base_file(args.base)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = device_of(args.device)
+    except ValueError as error:
+        raise DataConfigError(str(error)) from error
     run: Path = args.out
     run.mkdir(parents=True, exist_ok=True)
     header = {"recipe": asdict(recipe), "base": base.name, "base_sha256": hash_file(base),

@@ -232,9 +232,6 @@ def main(argv: list[str] | None = None) -> int:
         if not path.exists():
             parser.error(f"{path}: not found")
     recipe = Recipe(**{field: getattr(args, field) for field in asdict(Recipe())})
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     run, shared = args.out, args.teachers_in or args.out
     if recipe.teachers < 1:
         parser.error(f"--teachers {recipe.teachers}: at least 1")
@@ -243,6 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         parser.error(f"--layers {args.layers}: numbers, with commas between them")
     try:  # all of it before anything is written, and before the vectors, which take long
+        device = runs.device_of(args.device)
         data = Prepared.load(args.data)
         header = {"recipe": asdict(recipe), "data": data.digest, "head": runs.file_hash(args.head),
                   "encoder": args.encoder, "layers": layers, "device": device}  # fmt: skip

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from sidecars.affect_manifest import Word
 from sidecars.onnx_text import MODEL_FILE, TextModel
 from trainers.affect.head import measure, runs
 from trainers.affect.head.arrays import AXES, TAGS, Prepared
@@ -32,6 +34,7 @@ from trainers.encoder.float_graph import write_float_graph
 from trainers.encoder.manifest import write_manifest
 
 GATE = 0.01
+FOLDS = 5  # of the dev rows that confidence is fitted on
 Array = NDArray[np.float32]
 
 
@@ -80,13 +83,24 @@ def fit_confidence(net: AffectNet, data: Prepared, out: dict[str, Array]) -> dic
     out["spread"] = np.logaddexp(0.0, ridge.predict(np.nan_to_num(out["embedding"])))
     # Half the rows of dev would be too few for both fits: cross-fitting keeps the curve honest.
     spread = np.empty(len(rows), np.float32)
-    folds = np.arange(len(rows)) % 5
-    for fold in range(5):
+    folds = np.arange(len(rows)) % FOLDS
+    for fold in range(FOLDS):
         inside = folds == fold
         part = Ridge(alpha=3.0).fit(vectors[~inside], raw[~inside])
         spread[inside] = np.log1p(np.exp(part.predict(vectors[inside])))
-    curve = LogisticRegression(C=10.0).fit(spread[:, None], error <= CLOSE)
-    return {"a": float(curve.intercept_[0]), "b": float(-curve.coef_[0, 0])}
+    return curve_of(spread, error <= CLOSE)
+
+
+def curve_of(spread: Array, close: NDArray[np.bool_]) -> dict[str, float]:
+    """The logistic curve ``{"a", "b"}`` that says from ``spread`` [N] how often answers are
+    ``close`` [N]. Where it tells nothing of that (one outcome alone, or surer where the head errs
+    more) the curve is level, at the share of close answers (Laplace's rule)."""
+    if close.any() and not close.all():
+        curve = LogisticRegression(C=10.0).fit(spread[:, None], close)
+        if curve.coef_[0, 0] <= 0.0:
+            return {"a": float(curve.intercept_[0]), "b": float(-curve.coef_[0, 0])}
+    share = (close.sum() + 1) / (len(close) + 2)
+    return {"a": float(np.log(share / (1 - share))), "b": 0.0}
 
 
 def tag_thresholds(data: Prepared, out: dict[str, Array]) -> list[float]:
@@ -95,7 +109,8 @@ def tag_thresholds(data: Prepared, out: dict[str, Array]) -> list[float]:
     found = measure.best_thresholds(out["tags"][rows], data.tags[rows])
     edge = TAGS.index("safety_edge")
     positive = out["tags"][rows, edge][data.tags[rows, edge] == 1]
-    found[edge] = min(found[edge], float(np.quantile(positive, 0.25)))
+    if len(positive):
+        found[edge] = min(found[edge], float(np.quantile(positive, 0.25)))
     return [round(float(t), 4) for t in found]
 
 
@@ -112,12 +127,18 @@ def main(argv: list[str] | None = None) -> int:
         if not path.is_file():
             parser.error(f"{path}: no such file")
     try:
+        TypeAdapter(Word).validate_python(args.version)
+    except ValidationError:
+        parser.error(f"--version {args.version!r}: letters, digits, '.', '_', '+' and '-' alone")
+    try:
         data = Prepared.load(args.data)
         if problem := runs.another_set(args.head, data.digest):
             parser.error(problem)
         net = rebuild(args.head, data)
     except ValueError as error:
         parser.error(str(error))
+    if len(data.rows("dev", "llm_label")) < FOLDS:
+        parser.error(f"{args.data}: too few dev rows of the pool to fit confidence on")
     rows = measure.rows_measured(data)
     out = run_torch(net, data, np.union1d(rows, data.rows("dev", "llm_label")), args.head.parent)
     curve = fit_confidence(net, data, out)

@@ -5,6 +5,7 @@ Correlations are Pearson's r. Intervals of all of them: ``trainers.affect.head.b
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,21 @@ def independence(data: Prepared, axes: Array, part: str = "gold") -> dict[str, f
         key = f"{AXES[i][0].upper()}-{AXES[j][0].upper()}"
         found[key] = abs(pearson(axes[rows, i], axes[rows, j]))
         found[f"{key} labels"] = abs(pearson(data.axes[rows, i], data.axes[rows, j]))
+    return found
+
+
+def partial_correlations(data: Prepared, axes: Array, part: str = "gold") -> dict[str, float]:
+    """r of each predicted axis with the label of another, given its own label: what of the other
+    axis is in the prediction that its own label does not account for. 0 is what is wanted."""
+    rows = data.rows(part)
+    rows = rows[~np.isnan(data.axes[rows]).any(1)]
+    found = {}
+    for i, j in permutations(range(3), 2):
+        own = np.column_stack([data.axes[rows, i], np.ones(len(rows))])
+        pair = np.column_stack([axes[rows, i], data.axes[rows, j]])
+        rest = pair - own @ np.linalg.lstsq(own, pair, rcond=None)[0]
+        a, b = (AXES[k][0].upper() for k in (i, j))
+        found[f"predicted {a}, {b} given {a}"] = pearson(rest[:, 0], rest[:, 1])
     return found
 
 
@@ -234,6 +250,7 @@ def everything(
         "clean pairs": minimal_pairs(data, axes, clean_only=True),
         "independence": independence(data, axes),
         "balanced independence": balanced_independence(data, axes),
+        "partial correlations": partial_correlations(data, axes),
     }
     if arousal is not None:
         for part in ("test", "dev"):

@@ -140,6 +140,14 @@ def _independence(table: dict[str, Any]) -> list[str]:
     return [
         f"Independence on {free['n']:.0f} gold and test rows, each of {free['cells']:.0f} cells",
         "weighing the same (limit .30): " + "; ".join(parts) + ".",
+        "",
+        "Partial correlations on gold, 0 where a prediction holds nothing of another axis but what",
+        "its own label accounts for: "
+        + "; ".join(
+            f"{pair} {r:.2f} ({_range(spread.get(f'partial correlations/{pair}'), 2)})"
+            for pair, r in table["partial correlations"].items()
+        )
+        + ".",
     ]
 
 

@@ -114,6 +114,24 @@ def _differences(before: dict[str, Any], header: dict[str, Any]) -> list[str]:
     return found
 
 
+def device_of(wanted: str) -> str:
+    """Where to compute: ``wanted``, and for ``auto`` a GPU where there is one.
+
+    Raises:
+        ValueError: this machine, or its PyTorch, has no such device.
+    """
+    # Imported here: what only reads a run's recipe needs no PyTorch.
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted).item()
+    except (RuntimeError, AssertionError, NotImplementedError):  # PyTorch's ways to say no
+        raise ValueError(f"--device {wanted}: not a device of this machine; cpu or auto") from None
+    return wanted
+
+
 def not_finite(weights: Mapping[str, Tensor]) -> str:
     """The name of a weight that is not a finite number; empty where all are. A head with one
     answers nothing."""
