@@ -122,6 +122,8 @@ class Limbic:
         return cls(settings, clock=clock)
 
     async def __aenter__(self) -> Limbic:
+        if self._closers:
+            raise LimbicError("this Limbic is open already; use it, or close it first")
         try:
             await self._start()
         except BaseException:

@@ -543,6 +543,17 @@ async def test_a_cancellation_while_closing_comes_after_everything_is_closed(
     assert [line["event"] for line in log_lines(limbic, "events.jsonl")][-1] == "stop"
 
 
+async def test_opening_what_is_open_is_refused_and_closes_nothing(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    limbic = Limbic.open(settings_of(llm))
+    for _ in range(2):  # closed, it opens again
+        async with limbic:
+            with pytest.raises(LimbicError, match="open already"):
+                await limbic.__aenter__()
+            await limbic.session().say("hello")
+
+
 async def test_bad_settings_stop_the_start_before_anything_runs(
     llm: FakeLLM, open_limbic: OpenLimbic, tmp_path: Path
 ) -> None:
