@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +30,7 @@ from brain.llm import LLMClient
 from brain.memory import Memory
 from brain.parts import Parts
 from brain.persona import Persona, list_personas, load_persona
+from brain.processes import module_argv, module_path
 from brain.remote import open_http
 from brain.renewal import Renewal
 from brain.schema import check_id
@@ -290,8 +290,9 @@ class Limbic:
         return managed if side.mode == "managed" else off
 
     def _spec(self, name: SideName, side: SidecarSettings) -> ChildSpec:
-        argv = side.command or (sys.executable, "-m", f"sidecars.{name}")
+        argv, env = side.command or module_argv(f"sidecars.{name}"), {}
         if side.command is None:
+            env = module_path(os.environ)
             if side.model:
                 argv += ("--model", side.model)
             if name == "llm":
@@ -300,7 +301,7 @@ class Limbic:
                 if llm.states_mb:
                     folder = self.settings.data_dir / "llm-states"
                     argv += ("--states", str(folder), "--states-mb", str(llm.states_mb))
-        return ChildSpec(name=name, argv=(*argv, *side.args), settings=side)
+        return ChildSpec(name=name, argv=(*argv, *side.args), settings=side, env=env)
 
 
 def _secret(env_name: str | None) -> str | None:
