@@ -168,7 +168,7 @@ class IdleWork:
         start = prompt.window_start(
             session.history,
             session.history_start,
-            budget_tokens=prompt.history_budget(p.settings),
+            budget_tokens=prompt.history_budget(p.settings, session.persona),
             trim_fraction=p.settings.chat.trim_fraction,
         )
         if start != session.history_start:
