@@ -189,11 +189,12 @@ class Limbic:
         s = self.settings
         load_persona(s.chat.persona, s)  # a wrong persona is a configuration error: say so now
         self.telemetry = Telemetry(s.telemetry, s.logs_dir, clock=self.clock)
-        await self.telemetry.start()
-        self._closers.append(self.telemetry.close)
         emit = self.telemetry.emit
+        # First of all: where another brain has the directory, the logs are that one's too.
         store = await Store.open(s.data_dir, emit=emit)
         self._closers.append(store.close)
+        await self.telemetry.start()
+        self._closers.insert(0, self.telemetry.close)
         http = open_http()
         self._closers.append(http.close)
         self.supervisor = Supervisor(s.supervisor, clock=self.clock, emit=emit)

@@ -11,6 +11,7 @@ import pytest
 
 from brain.app import Limbic
 from brain.errors import (
+    DataDirectoryInUse,
     InputError,
     LimbicError,
     RemoteRejected,
@@ -541,6 +542,18 @@ async def test_a_cancellation_while_closing_comes_after_everything_is_closed(
     with pytest.raises(StoreError, match="closed"):
         await limbic.parts.store.sessions()
     assert [line["event"] for line in log_lines(limbic, "events.jsonl")][-1] == "stop"
+
+
+async def test_a_brain_that_is_refused_writes_nothing_into_the_others_log(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    async with Limbic.open(settings_of(llm)) as limbic:
+        with pytest.raises(DataDirectoryInUse):
+            async with Limbic.open(settings_of(llm)):
+                pass
+        await limbic.telemetry.flush()
+        names = [line["event"] for line in log_lines(limbic, "events.jsonl")]
+    assert names.count("start") == 1 and "stop" not in names
 
 
 async def test_opening_what_is_open_is_refused_and_closes_nothing(
