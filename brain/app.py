@@ -199,7 +199,7 @@ class Limbic:
         self._closers.append(http.close)
         self.supervisor = Supervisor(s.supervisor, clock=self.clock, emit=emit)
         self._closers.append(self.supervisor.stop)
-        for name in self._managed():
+        for name in self._watched():
             self.supervisor.add(self._spec(name, s.sidecar(name)))
         await self.supervisor.start()
         blend = Blend(
@@ -262,9 +262,12 @@ class Limbic:
             self.settings.breaker, remote=name, clock=self.clock, emit=self.telemetry.emit
         )
 
-    def _managed(self) -> list[SideName]:
+    def _watched(self) -> list[SideName]:
+        """What is started here, and side models elsewhere. A chat model elsewhere is known by its
+        breaker: it may be anybody's server, which knows no ``/ready``."""
         names: tuple[SideName, ...] = get_args(SideName)
-        return [n for n in names if self.settings.sidecar(n).mode == "managed"]
+        modes = {name: self.settings.sidecar(name).mode for name in names}
+        return [n for n in names if modes[n] == "managed" or (modes[n] == "remote" and n != "llm")]
 
     def _endpoint(self, name: SideName) -> EndpointSource:
         """Where a side model listens. The chat model is waited for; the others are asked as is."""
@@ -291,7 +294,8 @@ class Limbic:
         return managed if side.mode == "managed" else off
 
     def _spec(self, name: SideName, side: SidecarSettings) -> ChildSpec:
-        argv, env = side.command or module_argv(f"sidecars.{name}"), {}
+        argv = side.command or module_argv(f"sidecars.{name}")
+        env: dict[str, str] = {}
         if side.command is None:
             env = module_path(os.environ)
             if side.model:
