@@ -267,6 +267,7 @@ class _LiveTurn:
             )  # fmt: skip
 
         turn.state = await session.engine.register_event(*events, commit=persist)
+        session.committed[turn.seq] = p.clock.uptime()
         turn.status = status
         turn.error = error
         session.history.append(

@@ -175,4 +175,5 @@ class IdleWork:
             await p.store.set_history_start(session.session_id, start)
             session.history_start = start
             session.history = [e for e in session.history if e.seq >= start]
+            session.committed = {s: at for s, at in session.committed.items() if s >= start}
             p.emit("history_trimmed", session_id=session.session_id, start=start)

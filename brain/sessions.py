@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -61,6 +61,8 @@ class Session:
     undone: set[str] = field(default_factory=set)
     #: Turns (``seq``) whose memory the person had removed: it does not come back.
     forgotten: set[int] = field(default_factory=set)
+    #: When turns (``seq``) of this process were committed, by ``Clock.uptime``.
+    committed: dict[int, float] = field(default_factory=dict)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     kept: set[asyncio.Task[None]] = field(default_factory=set)
     waiting: int = 0
@@ -197,7 +199,7 @@ class Sessions:
         undone = await self._store.undo(session.session_id, rewound=rewound)
         if undone is None:
             return None
-        fresh = await self._load(session.session_id)
+        fresh = await self._load(session.session_id, session.committed)
         session.history, session.history_start = fresh.history, fresh.history_start
         session.foresight, session.engine = fresh.foresight, fresh.engine
         session.last_affect, session.expected = fresh.last_affect, []
@@ -245,7 +247,7 @@ class Sessions:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _load(self, session_id: str) -> Session:
+    async def _load(self, session_id: str, committed: Mapping[int, float] | None = None) -> Session:
         record = await self._store.load_session(
             session_id, persona=self._default_persona, at=self._clock.time()
         )
@@ -261,10 +263,15 @@ class Sessions:
             Exchange(seq=t.seq, user=t.user_text, reply=t.reply, tokens=t.tokens)
             for t in record.turns
         ]
+        # The clock may have been set since: within this process its uptime knows better.
+        since = committed.get(turns[-1].seq) if turns and committed else None
+        passed_s = None if since is None else self._clock.uptime() - since
         return Session(
             session_id=session_id,
             persona=persona,
-            engine=StateEngine(persona.hormones, clock=self._clock, restored=state),
+            engine=StateEngine(
+                persona.hormones, clock=self._clock, restored=state, passed_s=passed_s
+            ),
             history=turns,
             history_start=record.history_start,
             foresight=restored(record.foresight),

@@ -39,13 +39,22 @@ class StateEngine:
     """
 
     def __init__(
-        self, model: HormoneModel, *, clock: Clock, restored: HormoneState | None = None
+        self,
+        model: HormoneModel,
+        *,
+        clock: Clock,
+        restored: HormoneState | None = None,
+        passed_s: float | None = None,
     ) -> None:
+        """``passed_s``: how old ``restored`` is, where that is known better than by its date."""
         self.model = model
         self._clock = clock
         self._lock = asyncio.Lock()
         self._mark = clock.uptime()
-        self._state = model.initial(self._local_s()) if restored is None else self._aged(restored)
+        if restored is None:
+            self._state = model.initial(self._local_s())
+        else:
+            self._state = self._aged(restored, passed_s)
 
     @property
     def state(self) -> HormoneState:
@@ -77,7 +86,7 @@ class StateEngine:
     async def restore(self, state: HormoneState) -> None:
         """Replace the levels by an earlier record (undo), aged to now."""
         async with self._lock:
-            self._state = self._aged(state)
+            self._state = self._aged(state, None)
             self._mark = self._clock.uptime()
 
     def under(self, model: HormoneModel) -> StateEngine:
@@ -88,9 +97,10 @@ class StateEngine:
         wall = self._clock.time()
         return wall + utc_offset_s(wall)
 
-    def _aged(self, stored: HormoneState) -> HormoneState:
+    def _aged(self, stored: HormoneState, passed_s: float | None) -> HormoneState:
         """A stored state, now; after a clock set back, its levels with the new date."""
-        passed_s = self._clock.time() - epoch_s(stored.at_s)
+        if passed_s is None:
+            passed_s = self._clock.time() - epoch_s(stored.at_s)
         aged = advance(self.model, stored, dt_s=passed_s)
         return aged.model_copy(update={"at_s": self._local_s()})
 

@@ -22,6 +22,7 @@ from brain.errors import (
 )
 from brain.settings import Settings
 from tests.conftest import OpenLimbic, idle, log_lines
+from tests.fakes.clock import ManualClock
 from tests.fakes.llm_server import (
     DONE,
     FakeLLM,
@@ -378,6 +379,21 @@ async def test_undo_takes_back_the_turn_and_its_mood(
         assert await session.undo() == "sorry" and await session.undo() == "hello"
         assert await session.undo() is None
     assert "how dare you" not in str(llm.requests[-1].body)
+
+
+async def test_undo_ages_no_mood_by_a_clock_that_was_set(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    clock = ManualClock()
+    async with Limbic.open(settings_of(llm), clock=clock) as limbic:
+        session = limbic.session()
+        first = session.say("one")
+        await first
+        assert first.state is not None
+        clock.set_time(clock.time() + 86_400)
+        await session.say("two")
+        assert await session.undo() == "two"
+        assert (await session.state()).levels == pytest.approx(first.state.levels)
 
 
 async def test_a_history_that_the_server_has_not_seen_is_prefilled_before_anyone_speaks(
