@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +30,7 @@ from brain.llm import LLMClient
 from brain.memory import Memory
 from brain.parts import Parts
 from brain.persona import Persona, list_personas, load_persona
+from brain.processes import module_argv, module_path
 from brain.remote import open_http
 from brain.renewal import Renewal
 from brain.schema import check_id
@@ -122,6 +122,8 @@ class Limbic:
         return cls(settings, clock=clock)
 
     async def __aenter__(self) -> Limbic:
+        if self._closers:
+            raise LimbicError("this Limbic is open already; use it, or close it first")
         try:
             await self._start()
         except BaseException:
@@ -187,16 +189,17 @@ class Limbic:
         s = self.settings
         load_persona(s.chat.persona, s)  # a wrong persona is a configuration error: say so now
         self.telemetry = Telemetry(s.telemetry, s.logs_dir, clock=self.clock)
-        await self.telemetry.start()
-        self._closers.append(self.telemetry.close)
         emit = self.telemetry.emit
+        # First of all: where another brain has the directory, the logs are that one's too.
         store = await Store.open(s.data_dir, emit=emit)
         self._closers.append(store.close)
+        await self.telemetry.start()
+        self._closers.insert(0, self.telemetry.close)
         http = open_http()
         self._closers.append(http.close)
         self.supervisor = Supervisor(s.supervisor, clock=self.clock, emit=emit)
         self._closers.append(self.supervisor.stop)
-        for name in self._managed():
+        for name in self._watched():
             self.supervisor.add(self._spec(name, s.sidecar(name)))
         await self.supervisor.start()
         blend = Blend(
@@ -259,9 +262,12 @@ class Limbic:
             self.settings.breaker, remote=name, clock=self.clock, emit=self.telemetry.emit
         )
 
-    def _managed(self) -> list[SideName]:
+    def _watched(self) -> list[SideName]:
+        """What is started here, and side models elsewhere. A chat model elsewhere is known by its
+        breaker: it may be anybody's server, which knows no ``/ready``."""
         names: tuple[SideName, ...] = get_args(SideName)
-        return [n for n in names if self.settings.sidecar(n).mode == "managed"]
+        modes = {name: self.settings.sidecar(name).mode for name in names}
+        return [n for n in names if modes[n] == "managed" or (modes[n] == "remote" and n != "llm")]
 
     def _endpoint(self, name: SideName) -> EndpointSource:
         """Where a side model listens. The chat model is waited for; the others are asked as is."""
@@ -288,8 +294,10 @@ class Limbic:
         return managed if side.mode == "managed" else off
 
     def _spec(self, name: SideName, side: SidecarSettings) -> ChildSpec:
-        argv = side.command or (sys.executable, "-m", f"sidecars.{name}")
+        argv = side.command or module_argv(f"sidecars.{name}")
+        env: dict[str, str] = {}
         if side.command is None:
+            env = module_path(os.environ)
             if side.model:
                 argv += ("--model", side.model)
             if name == "llm":
@@ -298,7 +306,7 @@ class Limbic:
                 if llm.states_mb:
                     folder = self.settings.data_dir / "llm-states"
                     argv += ("--states", str(folder), "--states-mb", str(llm.states_mb))
-        return ChildSpec(name=name, argv=(*argv, *side.args), settings=side)
+        return ChildSpec(name=name, argv=(*argv, *side.args), settings=side, env=env)
 
 
 def _secret(env_name: str | None) -> str | None:

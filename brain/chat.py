@@ -108,7 +108,7 @@ class _LiveTurn:
 
     async def tokens(self) -> AsyncGenerator[str, None]:
         p, turn, session = self.p, self.turn, self.session
-        fitting = prompt.fitting(session.history, turn.text, p.settings)
+        fitting = prompt.fitting(session.history, turn.text, p.settings, session.persona)
         head = prompt.head(session.persona, fitting)
         window = self.window = await self._open_window(head)
         _stamp(turn, "window_ms", self.started, p.clock)
@@ -267,6 +267,7 @@ class _LiveTurn:
             )  # fmt: skip
 
         turn.state = await session.engine.register_event(*events, commit=persist)
+        session.committed[turn.seq] = p.clock.uptime()
         turn.status = status
         turn.error = error
         session.history.append(

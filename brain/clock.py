@@ -7,6 +7,9 @@ import random
 import time
 from typing import Protocol
 
+# Linux stops CLOCK_MONOTONIC while it sleeps, and macOS does not.
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock(Protocol):
     """What the rest of the brain may ask about time and chance."""
@@ -15,6 +18,10 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds on a clock that never jumps; for deadlines and durations."""
+        ...
+
+    def uptime(self) -> float:
+        """Like ``monotonic``, but it goes on while the machine sleeps; for moods, not deadlines."""
         ...
 
     def time(self) -> float:
@@ -34,6 +41,9 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def uptime(self) -> float:
+        return time.clock_gettime(_UPTIME)
 
     def time(self) -> float:
         return time.time()

@@ -168,11 +168,12 @@ class IdleWork:
         start = prompt.window_start(
             session.history,
             session.history_start,
-            budget_tokens=prompt.history_budget(p.settings),
+            budget_tokens=prompt.history_budget(p.settings, session.persona),
             trim_fraction=p.settings.chat.trim_fraction,
         )
         if start != session.history_start:
             await p.store.set_history_start(session.session_id, start)
             session.history_start = start
             session.history = [e for e in session.history if e.seq >= start]
+            session.committed = {s: at for s, at in session.committed.items() if s >= start}
             p.emit("history_trimmed", session_id=session.session_id, start=start)

@@ -32,6 +32,9 @@ MIN_WORDS = 4
 KEEP_FROM_WEIGHT = 0.25
 CANDIDATES = 24
 MIN_CONTENT = 3
+# Sentences of any two subjects have a cosine up to about this: it is no likeness, however strongly
+# one of them was felt.
+MIN_COSINE = 0.25
 SIMILARITY_SHARE, RECENCY_SHARE, WEIGHT_SHARE = 0.6, 0.15, 0.25
 DAY_S = 86_400.0
 
@@ -229,7 +232,8 @@ def _candidates(
         found = {
             seq: (seq, words, min(1.0, max(0.0, cosine)), weight, at, "vector")
             for seq, words, cosine, weight, at in rows
-            if cosine is not None  # a damaged vector; SQLite's NULL for what is not a number
+            # None: a damaged vector; SQLite's NULL for what is not a number
+            if cosine is not None and cosine >= MIN_COSINE
         }
     if words_asked := query_words(text):
         found = {**_by_words(connection, session_id, words_asked, before_seq), **found}

@@ -73,6 +73,23 @@ def launch_argv(argv: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(_HERE / "spawn.py"), str(os.getpid()), *argv)
 
 
+def module_argv(module: str) -> tuple[str, ...]:
+    """A Python module of this project as a program; run it with ``module_path`` of the environment.
+
+    ``-P``: a file in the folder that a command runs in is nobody's library, whatever its name.
+    """
+    return (sys.executable, "-P", "-m", module)
+
+
+def module_path(environ: Mapping[str, str]) -> dict[str, str]:
+    """``PYTHONPATH`` with the folder of these packages in front, unless they are installed."""
+    packages = _HERE.parent
+    if packages.name in ("site-packages", "dist-packages"):
+        return {}
+    rest = environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": f"{packages}{os.pathsep}{rest}" if rest else str(packages)}
+
+
 def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process, or ``None`` where ``/proc`` cannot say. Blocking, about 50 µs.
 

@@ -19,6 +19,7 @@ from brain.token_count import letters_and_rest
 
 MAX_TAIL_TOKENS = 40  # with one memory, as by default
 RESERVED_TOKENS = 400  # persona, standing memory, tail and a long message
+PERSONA_TOKENS = 200  # of these; a longer persona takes the rest of it from the history
 SNIPPET_CHARS = 90
 SNIPPET_TOKENS = 40  # of each further memory that the settings allow, with its quotation marks
 PER_MESSAGE_TOKENS = 6  # role markers of common chat templates: ChatML needs five
@@ -41,16 +42,18 @@ def estimate_tokens(text: str) -> int:
     return letters // 3 + rest + 1 + PER_MESSAGE_TOKENS
 
 
-def history_budget(settings: Settings) -> int:
+def history_budget(settings: Settings, persona: Persona) -> int:
     """Tokens that history may take: the configured share, never more than the context holds
     beside persona, message, tail and reply."""
-    return max(0, min(settings.chat.history_tokens, _room(settings)))
+    return max(0, min(settings.chat.history_tokens, _room(settings, persona)))
 
 
-def fitting(history: Sequence[Exchange], text: str, settings: Settings) -> Sequence[Exchange]:
+def fitting(
+    history: Sequence[Exchange], text: str, settings: Settings, persona: Persona
+) -> Sequence[Exchange]:
     """History for one turn: all of it, less the oldest turns when a very long message needs the
     room. Does not move the remembered start: the next, shorter message has it all again."""
-    room = _room(settings) - max(0, estimate_tokens(text) - RESERVED_TOKENS // 2)
+    room = _room(settings, persona) - max(0, estimate_tokens(text) - RESERVED_TOKENS // 2)
     total = sum(turn.tokens for turn in history)
     first = 0
     while first < len(history) and total > room:
@@ -137,9 +140,10 @@ def window_start(
     return kept[-1].seq if kept[-1].tokens <= budget_tokens else kept[-1].seq + 1
 
 
-def _room(settings: Settings) -> int:
+def _room(settings: Settings, persona: Persona) -> int:
     memory = settings.memory
     more = SNIPPET_TOKENS * max(0, memory.max_recalled - 1) if memory.enabled else 0
+    more += max(0, estimate_tokens(persona.system) - PERSONA_TOKENS)
     room = settings.llm.context_tokens - settings.chat.max_reply_tokens
     return room - RESERVED_TOKENS - more
 

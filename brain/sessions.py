@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from brain.clock import Clock
 from brain.errors import ConfigError
@@ -38,6 +39,7 @@ class LateAnswer:
 
 
 MAX_KEPT = 16  # a side model that hangs must not gather tasks
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ class Session:
     undone: set[str] = field(default_factory=set)
     #: Turns (``seq``) whose memory the person had removed: it does not come back.
     forgotten: set[int] = field(default_factory=set)
+    #: When turns (``seq``) of this process were committed, by ``Clock.uptime``.
+    committed: dict[int, float] = field(default_factory=dict)
     background: set[asyncio.Task[None]] = field(default_factory=set)
     kept: set[asyncio.Task[None]] = field(default_factory=set)
     waiting: int = 0
@@ -184,19 +188,25 @@ class Sessions:
             session.lock.release()
 
     async def undo(self, session_id: str) -> str | None:
-        """Take the last turn back: history, state and memory. Returns the user's words of it."""
+        """Take the last turn back: history, state and memory. Returns the user's words of it.
+
+        A cancellation that comes meanwhile comes after: what the store has is what is talked on.
+        """
         async with self.claim(session_id) as session:
-            undone = await self._store.undo(session_id, rewound=rewound)
-            if undone is None:
-                return None
-            fresh = await self._load(session_id)
-            session.history, session.history_start = fresh.history, fresh.history_start
-            session.foresight, session.engine = fresh.foresight, fresh.engine
-            session.last_affect, session.expected = fresh.last_affect, []
-            session.undone.add(undone.turn_id)
-            session.late = [late for late in session.late if late.turn_id != undone.turn_id]
-            self._on_uncached(session)
-            return undone.user_text
+            return await _whole(self._take_back(session))
+
+    async def _take_back(self, session: Session) -> str | None:
+        undone = await self._store.undo(session.session_id, rewound=rewound)
+        if undone is None:
+            return None
+        fresh = await self._load(session.session_id, session.committed)
+        session.history, session.history_start = fresh.history, fresh.history_start
+        session.foresight, session.engine = fresh.foresight, fresh.engine
+        session.last_affect, session.expected = fresh.last_affect, []
+        session.undone.add(undone.turn_id)
+        session.late = [late for late in session.late if late.turn_id != undone.turn_id]
+        self._on_uncached(session)
+        return undone.user_text
 
     async def set_persona(self, session_id: str, name: str) -> Persona:
         """Change who the agent is; levels are kept and relax to the new baselines.
@@ -212,11 +222,14 @@ class Sessions:
         async with self.claim(session_id) as session:
             if session.persona == persona:
                 return persona  # nothing changes, and what was evaluated still holds
-            await self._store.set_persona(session_id, name)
-            session.persona = persona
-            session.engine = session.engine.under(persona.hormones)
-            self._on_uncached(session)
+            await _whole(self._change_persona(session, name, persona))
         return persona
+
+    async def _change_persona(self, session: Session, name: str, persona: Persona) -> None:
+        await self._store.set_persona(session.session_id, name)
+        session.persona = persona
+        session.engine = session.engine.under(persona.hormones)
+        self._on_uncached(session)
 
     async def tick(self) -> None:
         """Let time pass in every open session."""
@@ -234,7 +247,7 @@ class Sessions:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _load(self, session_id: str) -> Session:
+    async def _load(self, session_id: str, committed: Mapping[int, float] | None = None) -> Session:
         record = await self._store.load_session(
             session_id, persona=self._default_persona, at=self._clock.time()
         )
@@ -250,10 +263,15 @@ class Sessions:
             Exchange(seq=t.seq, user=t.user_text, reply=t.reply, tokens=t.tokens)
             for t in record.turns
         ]
+        # The clock may have been set since: within this process its uptime knows better.
+        since = committed.get(turns[-1].seq) if turns and committed else None
+        passed_s = None if since is None else self._clock.uptime() - since
         return Session(
             session_id=session_id,
             persona=persona,
-            engine=StateEngine(persona.hormones, clock=self._clock, restored=state),
+            engine=StateEngine(
+                persona.hormones, clock=self._clock, restored=state, passed_s=passed_s
+            ),
             history=turns,
             history_start=record.history_start,
             foresight=restored(record.foresight),
@@ -270,3 +288,15 @@ class Sessions:
                 session.stop_background()
                 del self._open[name]
                 surplus -= 1
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that must not stop halfway; a cancellation is raised when it is done."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # of the two, the cancellation is told
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from brain.processes import module_argv, module_path
 from brain.settings import Settings
 
 Level = Literal["ok", "warning", "failed", "skipped"]
@@ -146,7 +148,8 @@ def check_model(name: str, reference: str) -> Check:
     own."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sidecars.verify", reference],
+            [*module_argv("sidecars.verify"), reference],
+            env={**os.environ, **module_path(os.environ)},
             capture_output=True,
             text=True,
             timeout=MODEL_CHECK_S,

@@ -11,6 +11,7 @@ import pytest
 
 from brain.app import Limbic
 from brain.errors import (
+    DataDirectoryInUse,
     InputError,
     LimbicError,
     RemoteRejected,
@@ -21,6 +22,7 @@ from brain.errors import (
 )
 from brain.settings import Settings
 from tests.conftest import OpenLimbic, idle, log_lines
+from tests.fakes.clock import ManualClock
 from tests.fakes.llm_server import (
     DONE,
     FakeLLM,
@@ -379,6 +381,21 @@ async def test_undo_takes_back_the_turn_and_its_mood(
     assert "how dare you" not in str(llm.requests[-1].body)
 
 
+async def test_undo_ages_no_mood_by_a_clock_that_was_set(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    clock = ManualClock()
+    async with Limbic.open(settings_of(llm), clock=clock) as limbic:
+        session = limbic.session()
+        first = session.say("one")
+        await first
+        assert first.state is not None
+        clock.set_time(clock.time() + 86_400)
+        await session.say("two")
+        assert await session.undo() == "two"
+        assert (await session.state()).levels == pytest.approx(first.state.levels)
+
+
 async def test_a_history_that_the_server_has_not_seen_is_prefilled_before_anyone_speaks(
     llm: FakeLLM, open_limbic: OpenLimbic
 ) -> None:
@@ -541,6 +558,29 @@ async def test_a_cancellation_while_closing_comes_after_everything_is_closed(
     with pytest.raises(StoreError, match="closed"):
         await limbic.parts.store.sessions()
     assert [line["event"] for line in log_lines(limbic, "events.jsonl")][-1] == "stop"
+
+
+async def test_a_brain_that_is_refused_writes_nothing_into_the_others_log(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    async with Limbic.open(settings_of(llm)) as limbic:
+        with pytest.raises(DataDirectoryInUse):
+            async with Limbic.open(settings_of(llm)):
+                pass
+        await limbic.telemetry.flush()
+        names = [line["event"] for line in log_lines(limbic, "events.jsonl")]
+    assert names.count("start") == 1 and "stop" not in names
+
+
+async def test_opening_what_is_open_is_refused_and_closes_nothing(
+    llm: FakeLLM, settings_of: Callable[..., Settings]
+) -> None:
+    limbic = Limbic.open(settings_of(llm))
+    for _ in range(2):  # closed, it opens again
+        async with limbic:
+            with pytest.raises(LimbicError, match="open already"):
+                await limbic.__aenter__()
+            await limbic.session().say("hello")
 
 
 async def test_bad_settings_stop_the_start_before_anything_runs(

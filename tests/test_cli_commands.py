@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from brain.app import Limbic
 from brain.cli import main
+from brain.settings import SidecarSettings, load_settings
 from tests.fakes.llm_server import FakeLLM, refuse
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,26 @@ def test_serve_announces_its_address_and_ends_cleanly_on_sigterm(tmp_path: Path)
     _, rest = server.communicate(timeout=30)
     assert "http://127.0.0.1:" in line and server.returncode == 0 and rest == ""
     assert second.returncode == 78 and f"pid {server.pid}" in second.stderr
+
+
+def test_a_file_in_the_users_folder_is_not_taken_for_a_library(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text('raise SystemExit("this is not a library")')
+    (tmp_path / "sidecars").mkdir()
+    (tmp_path / "sidecars" / "__init__.py").touch()
+    for arguments in (["data"], ["sidecar", "run", "llm"]):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "brain", *arguments, "--help"], cwd=tmp_path,
+            env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and "usage" in done.stdout.lower(), done.stderr
+    # And what a chat starts, also where nothing is installed.
+    spec = Limbic(load_settings(environ={}))._spec("llm", SidecarSettings(mode="managed"))
+    argv, env = spec.argv[: spec.argv.index("--context-tokens")], {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [*argv, "--help"], cwd=tmp_path, env=env | dict(spec.env), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "usage" in done.stdout.lower(), done.stderr
 
 
 async def test_diagnostics_pass_on_a_model_that_answers(llm: FakeLLM, tmp_path: Path) -> None:

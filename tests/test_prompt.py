@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from brain import prompt
-from brain.persona import load_persona
+from brain.persona import list_personas, load_persona
 from brain.prompt import Exchange
 from brain.schema import Behaviour
 from brain.settings import load_settings
@@ -77,14 +78,15 @@ def test_every_recalled_memory_is_quoted_and_leaves_less_room_for_history() -> N
                     "memory": SETTINGS.memory.model_copy(update={"max_recalled": many}),
                     "chat": SETTINGS.chat.model_copy(update={"history_tokens": 10**6}),
                 }
-            )
+            ),
+            SOL,
         )
         for many in (0, 1, 3)
     ]
     assert rooms[0] == rooms[1] == rooms[2] + 2 * prompt.SNIPPET_TOKENS
     off = SETTINGS.memory.model_copy(update={"max_recalled": 3, "enabled": False})
     without = SETTINGS.model_copy(update={"memory": off})
-    assert prompt.history_budget(without) == prompt.history_budget(SETTINGS)
+    assert prompt.history_budget(without, SOL) == prompt.history_budget(SETTINGS, SOL)
 
 
 def test_user_text_never_becomes_an_instruction() -> None:
@@ -102,9 +104,33 @@ def test_the_tail_rides_on_the_users_message_by_default() -> None:
 
 def test_a_very_long_message_pushes_out_old_turns_for_that_turn_only() -> None:
     turns = [Exchange(n + 1, "u", "a", 200) for n in range(10)]
-    assert len(prompt.fitting(turns, "short", SETTINGS)) == 10
-    fitting = prompt.fitting(turns, "long " * 1500, SETTINGS)
+    assert len(prompt.fitting(turns, "short", SETTINGS, SOL)) == 10
+    fitting = prompt.fitting(turns, "long " * 1500, SETTINGS, SOL)
     assert 0 < len(fitting) < 10 and fitting[-1] is turns[-1]
+
+
+@pytest.mark.parametrize("letters", [300, 2_000, 5_000])
+@pytest.mark.parametrize("text", ["short", "long " * 200])
+def test_a_persona_of_many_words_leaves_the_prompt_within_the_context(
+    letters: int, text: str
+) -> None:
+    persona = SOL.model_copy(update={"system": "word " * (letters // 5)})
+    llm = SETTINGS.llm.model_copy(update={"context_tokens": 2_560})
+    settings = SETTINGS.model_copy(update={"llm": llm})
+    turns = [Exchange(n + 1, "u", "a", 100) for n in range(20)]
+    kept = sum(turn.tokens for turn in prompt.fitting(turns, text, settings, persona))
+    said = prompt.estimate_tokens(persona.system) + prompt.estimate_tokens(text)
+    whole = kept + said + prompt.MAX_TAIL_TOKENS + settings.chat.max_reply_tokens
+    assert whole <= llm.context_tokens
+    start = prompt.window_start(
+        turns, 1, budget_tokens=prompt.history_budget(settings, persona), trim_fraction=0.9
+    )
+    assert sum(turn.tokens for turn in turns if turn.seq >= start) <= max(kept, 1_200)
+
+
+@pytest.mark.parametrize("name", list_personas(SETTINGS))
+def test_the_shipped_personas_fit_into_what_is_reserved_for_them(name: str) -> None:
+    assert prompt.estimate_tokens(load_persona(name, SETTINGS).system) <= prompt.PERSONA_TOKENS
 
 
 def test_standing_memory_is_marked_as_notes() -> None:

@@ -95,6 +95,18 @@ async def test_among_equally_near_memories_the_stronger_feeling_comes_first(
     await store.close()
 
 
+@pytest.mark.parametrize(("asked", "found"), [((0.2, 1.0), []), ((0.5, 1.0), [DOG])])
+async def test_however_strongly_felt_a_memory_of_another_subject_does_not_come_up(
+    tmp_path: Path, asked: tuple[float, float], found: list[str]
+) -> None:
+    store = await Store.open(tmp_path)
+    await remembered(store, memory_of(DOG, (1.0, 0.0), 1.0))
+    memory = Memory(MemorySettings(), store)
+    recalled = await memory.recall("s", "?", **ASKED, vector=asked, encoder=KEY)
+    assert [one.text for one in recalled] == found
+    await store.close()
+
+
 async def test_one_memory_is_not_recalled_twice_in_other_letters(tmp_path: Path) -> None:
     store = await Store.open(tmp_path)
     await remembered(store, memory_of(DOG), memory_of(DOG.upper() + "!!"), memory_of(DOG))

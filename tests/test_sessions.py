@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,39 @@ async def test_another_persona_moves_no_level_although_the_clock_was_set_forward
     assert session.engine.model == session.persona.hormones
     await clock.advance(600)
     assert session.engine.peek().levels != pytest.approx(strained.levels)
+
+
+@pytest.mark.parametrize("passes", range(1, 9))
+async def test_a_session_knows_what_was_taken_back_although_the_command_was_cancelled(
+    store: Store, passes: int
+) -> None:
+    sessions = sessions_of(store, ManualClock())
+    await sessions.get("s")
+    for number in (1, 2):
+        await say(store, number)
+    sessions = sessions_of(store, ManualClock())
+    session = await sessions.get("s")
+    await cancelled(sessions.undo("s"), passes)
+    stored = await sessions_of(store, ManualClock()).get("s")
+    assert session.history == stored.history
+
+
+@pytest.mark.parametrize("passes", range(1, 9))
+async def test_a_session_knows_its_persona_although_the_change_was_cancelled(
+    store: Store, passes: int
+) -> None:
+    sessions = sessions_of(store, ManualClock())
+    session = await sessions.get("s")
+    await cancelled(sessions.set_persona("s", "maverick"), passes)
+    stored = await sessions_of(store, ManualClock()).get("s")
+    assert session.persona.name == stored.persona.name
+    assert session.engine.model == session.persona.hormones
+
+
+async def cancelled(work: Coroutine[Any, Any, object], passes: int) -> None:
+    """Run ``work`` for so many passes of the loop, then cancel it."""
+    task = asyncio.ensure_future(work)
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])

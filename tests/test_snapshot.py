@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import Any
 
@@ -91,6 +92,22 @@ async def test_a_side_model_that_is_down_is_told_of_its_turn(
         await limbic.session("a").say("hello")
         (turn,) = (await limbic.snapshot())["recent"]
     assert turn["sides"]["affect"]["outcome"] == "down" and turn["sides"]["affect"]["reason"]
+
+
+@pytest.mark.parametrize(("required", "word"), [("false", "degraded"), ("true", "unready")])
+async def test_a_side_model_elsewhere_that_does_not_answer_is_told(
+    llm: FakeLLM, side: FakeSide, open_limbic: OpenLimbic, required: str, word: str
+) -> None:
+    side.enqueue("/ready", *[Answer(status=500)] * 99)
+    async with open_limbic(llm, side, SIDECARS__CAHM__REQUIRED=required) as limbic:
+        watched = limbic.supervisor.status
+        assert set(watched()) == {"cahm", "lvm"}, "not the chat model: it is anybody's server"
+        while any(status.state == "remote" for status in watched().values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        snap = await limbic.snapshot()
+    assert snap["status"] == word
+    assert [problem.partition(":")[0] for problem in snap["problems"]] == ["cahm", "lvm"]
+    assert "500" in snap["sidecars"]["cahm"]["reason"]
 
 
 @pytest.mark.parametrize(

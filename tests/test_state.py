@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -205,3 +207,62 @@ def test_a_restored_state_is_aged_by_the_time_that_passed() -> None:
     rest = MODEL.levels["adrenaline"].baseline
     gone = (back.levels["adrenaline"] - rest) / (excited.levels["adrenaline"] - rest)
     assert gone == pytest.approx(0.5, rel=1e-3)  # ten minutes are one half-life
+
+
+async def test_moods_pass_while_the_machine_sleeps() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    excited = await engine.register_event(Event(triggers={"tension": 1.0}))
+    clock.suspend(600)
+    assert left(engine.peek(), excited, "adrenaline") == pytest.approx(0.5, rel=1e-6)
+    clock.suspend(4 * 86_400)
+    rested = await engine.tick()
+    assert close(rested, MODEL.initial(excited.at_s + 600 + 4 * 86_400))
+
+
+async def test_a_clock_set_after_the_start_costs_no_mood_at_the_next_start() -> None:
+    clock = ManualClock(epoch=0.0)  # a board without a battery, until it hears of the time
+    engine = StateEngine(MODEL, clock=clock)
+    clock.set_time(1.7e9)
+    excited = await engine.register_event(Event(triggers={"tension": 1.0}))
+    clock.set_time(1.7e9 + 600)
+    back = StateEngine(MODEL, clock=clock, restored=excited).state
+    assert left(back, excited, "adrenaline") == pytest.approx(0.5, rel=1e-3)
+
+
+async def test_rest_follows_the_hour_that_the_clock_was_set_to() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    clock.set_time(clock.time() + 12 * 3600)
+    await clock.advance(40 * 3600)
+    at_rest = StateEngine(MODEL, clock=clock).state
+    assert close(engine.peek(), at_rest)
+    assert engine.peek().at_s == pytest.approx(at_rest.at_s)
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("begins", [1774746000.0, 1792890000.0])  # 2026-03-29 and 2026-10-25, 01:00
+@pytest.mark.parametrize("before_s", [60.0, 3_540.0, 6_000.0])
+async def test_an_hour_of_daylight_saving_does_not_pass(
+    berlin: None, begins: float, before_s: float
+) -> None:
+    clock = ManualClock(epoch=begins - 3_600 - before_s)
+    excited = await StateEngine(MODEL, clock=clock).register_event(Event(triggers={"tension": 1.0}))
+    clock.set_time(clock.time() + 2 * 3_600 + before_s)
+    back = StateEngine(MODEL, clock=clock, restored=excited).state
+    passed = (2 * 3_600 + before_s) / MODEL.levels["cortisol"].half_life_s
+    assert left(back, excited, "cortisol") == pytest.approx(0.5**passed, rel=1e-6)
+
+
+def left(now: HormoneState, then: HormoneState, name: str) -> float:
+    """The share of a level's distance from rest that is left."""
+    rest = MODEL.levels[name].baseline
+    return (now.levels[name] - rest) / (then.levels[name] - rest)

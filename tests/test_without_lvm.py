@@ -52,6 +52,7 @@ def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(state_engine, "advance", at_once)
     monkeypatch.setattr(SystemClock, "time", lambda self: 1_800_000_000.0)
+    monkeypatch.setattr(SystemClock, "uptime", lambda self: 0.0)
 
 
 async def chat(

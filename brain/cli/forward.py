@@ -20,8 +20,11 @@ SIDECARS = ("llm", "cahm", "lvm")
 
 def run_module(module: str, arguments: list[str]) -> None:
     """Replace this process by ``python -m module arguments…``."""
+    from brain.processes import module_argv, module_path
+
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    environ = {**os.environ, **module_path(os.environ)}
+    os.execve(sys.executable, [*module_argv(module), *arguments], environ)
 
 
 def need_training() -> None:

@@ -23,6 +23,7 @@ class ManualClock:
         self.slept: list[float] = []
         self._now = start
         self._epoch_offset = epoch - start
+        self._suspended = 0.0
         self._jump = jump
         self._order = itertools.count()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
@@ -30,12 +31,20 @@ class ManualClock:
     def monotonic(self) -> float:
         return self._now
 
+    def uptime(self) -> float:
+        return self._now + self._suspended
+
     def time(self) -> float:
         return self._now + self._epoch_offset
 
     def set_time(self, epoch: float) -> None:
         """Jump the wall clock (and only it), as a machine's administrator may."""
         self._epoch_offset = epoch - self._now
+
+    def suspend(self, seconds: float) -> None:
+        """The machine sleeps: no deadline comes nearer, but time passes."""
+        self._suspended += seconds
+        self._epoch_offset += seconds
 
     @property
     def sleeping(self) -> int:
