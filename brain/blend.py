@@ -62,7 +62,7 @@ class Blend:
         self._on_settled = on_settled
         self._clock = clock
         self._emit = emit
-        self._late: set[asyncio.Task[None]] = set()
+        self._late: dict[asyncio.Task[None], Window] = {}
         self._latencies: deque[float] = deque(maxlen=200)
 
     @property
@@ -111,13 +111,16 @@ class Blend:
                 window.pending[name] = task
         if window.pending:
             follow = asyncio.create_task(self._follow(window, started, turn_id, on_late))
-            self._late.add(follow)
-            follow.add_done_callback(self._late.discard)
+            self._late[follow] = window
+            follow.add_done_callback(self._late.pop)
         return window
 
     async def close(self) -> None:
         """Cancel everything that is still running."""
-        await _cancel(list(self._late))
+        late = dict(self._late)
+        await _cancel(late)
+        for window in late.values():  # one cancelled before its first step has cancelled nothing
+            await _cancel(window.pending.values())
 
     async def settle(self) -> None:
         """Wait until every late answer has been handed over or missed (tests, orderly stops)."""

@@ -135,5 +135,4 @@ class CircuitBreaker:
     def _open(self, now: float) -> None:
         self._opened_at = now
         self._probing = False
-        self._failed_at.clear()
         self._emit("breaker_opened", remote=self._remote, open_s=self._settings.open_s)

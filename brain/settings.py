@@ -317,9 +317,10 @@ def explain(error: ValidationError, origin: Mapping[str, str], fallback: str) ->
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
-        where = origin.get(key) or next(
-            (origin[name] for name in origin if name.startswith(key + ".")), fallback
-        )
+        inside = [name for name in origin if name.startswith(key + ".")]
+        # Tables that one variable gives as a whole, the nearest first.
+        around = sorted((n for n in origin if key.startswith(f"{n}.")), key=len, reverse=True)
+        where = next((origin[name] for name in (key, *inside, *around) if name in origin), fallback)
         what = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
         what = what.removeprefix("Value error, ")
         got = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r:.80})"

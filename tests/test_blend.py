@@ -9,15 +9,16 @@ import pytest
 
 from brain.blend import Blend
 from brain.clock import SystemClock
-from brain.errors import BreakerOpen
+from brain.errors import BreakerOpen, RemoteTimeout
 from brain.settings import BlendSettings
 
-SOFT, HARD = 30, 120
+SOFT, HARD = 30, 60_000
 
 
 class Log:
     def __init__(self) -> None:
         self.late: list[tuple[str, Any]] = []
+        self.ages_ms: list[float] = []
         self.events: list[str] = []
         self.settled: list[tuple[str, str]] = []
 
@@ -25,8 +26,8 @@ class Log:
         self.events.append(event)
 
     def on_late(self, name: str, value: Any, age_ms: float) -> None:
-        assert age_ms >= 0
         self.late.append((name, value))
+        self.ages_ms.append(age_ms)
 
     def on_settled(self, name: str, outcome: str, latency_ms: float) -> None:
         self.settled.append((name, outcome))
@@ -79,9 +80,35 @@ async def test_a_late_answer_is_handed_over_once(blend: Blend, log: Log) -> None
     await blend.settle()
     assert log.late == [("affect", "late")] and log.events == ["late_affect"]
     assert log.settled == [("affect", "late")]
+    assert log.ages_ms[0] > window.open_ms > 0, "its age is that of the message, not of the window"
 
 
-async def test_past_the_hard_deadline_it_is_cancelled_and_missed(blend: Blend, log: Log) -> None:
+async def test_each_answer_has_the_latency_of_its_own(blend: Blend, log: Log) -> None:
+    answered = asyncio.Event()
+
+    async def slow() -> int:
+        await answered.wait()
+        return 1
+
+    async def fast() -> int:
+        answered.set()
+        return 2
+
+    window = await blend.open({"affect": slow(), "foresight": fast()}, turn_id="t",
+                              on_late=log.on_late)  # fmt: skip
+    assert window.results["foresight"].latency_ms < window.results["affect"].latency_ms
+
+
+async def test_a_remote_that_took_too_long_is_missed_and_not_down(blend: Blend, log: Log) -> None:
+    slow = RemoteTimeout("the cahm did not answer in 5 s", remote="cahm")
+    window = await blend.open({"affect": fail(slow)}, turn_id="t", on_late=log.on_late)
+    assert window.results["affect"].outcome == "missed"
+    assert "did not answer" in window.results["affect"].reason
+
+
+async def test_past_the_hard_deadline_it_is_cancelled_and_missed(log: Log) -> None:
+    limits = BlendSettings(soft_deadline_ms=SOFT, hard_deadline_ms=120)
+    blend = Blend(limits, clock=SystemClock(), emit=log.emit, on_settled=log.on_settled)
     cancelled = asyncio.Event()
 
     async def stuck() -> None:
@@ -132,11 +159,21 @@ async def test_cancelling_the_turn_cancels_every_side_model(blend: Blend, log: L
     assert ended.is_set() and log.late == []
 
 
-async def test_closing_stops_what_is_still_running(blend: Blend, log: Log) -> None:
-    await blend.open({"affect": never()}, turn_id="t", on_late=log.on_late)
+@pytest.mark.parametrize("passes", [0, 3])
+async def test_closing_stops_what_is_still_running(blend: Blend, log: Log, passes: int) -> None:
+    ended = asyncio.Event()
+
+    async def stuck() -> None:
+        try:
+            await never()
+        finally:
+            ended.set()
+
+    await blend.open({"affect": stuck()}, turn_id="t", on_late=log.on_late)
+    for _ in range(passes):  # of the loop; without any, nothing waits for the late answer yet
+        await asyncio.sleep(0)
     await blend.close()
-    await blend.settle()
-    assert log.late == []
+    assert ended.is_set() and log.late == []
 
 
 async def test_no_side_models_means_no_window(blend: Blend, log: Log) -> None:
@@ -152,3 +189,28 @@ def test_the_adaptive_deadline_follows_p95_within_its_range(log: Log) -> None:
         for _ in range(200):
             blend._latencies.append(latency)
         assert blend.soft_deadline_ms == wanted
+
+
+def test_a_few_slow_answers_do_not_move_the_adaptive_deadline_and_many_do(log: Log) -> None:
+    limits = BlendSettings(adaptive=True, adaptive_min_ms=500, adaptive_max_ms=700)
+    for slow, wanted in ((4, 510.0), (20, 690.0)):
+        blend = Blend(limits, clock=SystemClock(), emit=log.emit)
+        blend._latencies.extend([510.0] * (200 - slow) + [690.0] * slow)
+        assert blend.soft_deadline_ms == wanted
+    blend = Blend(limits, clock=SystemClock(), emit=log.emit)
+    blend._latencies.extend([510.0] * 19)
+    assert blend.soft_deadline_ms == 600.0, "too few to know"
+
+
+async def test_the_adaptive_deadline_learns_from_the_missed_and_not_from_the_failed(
+    log: Log,
+) -> None:
+    limits = BlendSettings(soft_deadline_ms=10, hard_deadline_ms=12, adaptive=True,
+                           adaptive_min_ms=1, adaptive_max_ms=1_000)  # fmt: skip
+    blend = Blend(limits, clock=SystemClock(), emit=log.emit)
+    down = BreakerOpen("cahm failed five times", remote="cahm")
+    await blend.open({f"s{n}": fail(down) for n in range(20)}, turn_id="t", on_late=log.on_late)
+    assert blend.soft_deadline_ms == 10.0
+    await blend.open({f"s{n}": never() for n in range(20)}, turn_id="t", on_late=log.on_late)
+    await blend.settle()
+    assert blend.soft_deadline_ms == 12.0

@@ -66,6 +66,7 @@ async def test_failures_older_than_the_window_do_not_count() -> None:
     await clock.sleep(10.5)
     trip(breaker, 2)
     assert breaker.state == "closed"
+    await clock.sleep(10)  # the window's last moment
     trip(breaker, 1)
     assert breaker.state == "open"
 
@@ -115,10 +116,28 @@ async def test_a_cancelled_probe_frees_its_slot_for_the_next() -> None:
 def test_calls_begun_before_it_opened_do_not_prolong_it() -> None:
     breaker, clock, _ = make()
     trip(breaker)
+    asyncio.run(clock.sleep(3))
     breaker.failure()
     breaker.failure()
-    asyncio.run(clock.sleep(5))
+    asyncio.run(clock.sleep(2))
     assert breaker.state == "half_open"
+
+
+async def test_a_refusal_proves_the_remote_alive() -> None:
+    breaker, clock, _ = make()
+
+    def refuse() -> None:
+        with pytest.raises(RemoteRejected), breaker.guard():
+            raise RemoteRejected("400: no such model")
+
+    for _ in range(5):
+        trip(breaker, 2)
+        refuse()
+    assert breaker.state == "closed"
+    trip(breaker)
+    await clock.sleep(5)
+    refuse()
+    assert breaker.state == "closed"
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,55 @@ def test_small_talk_is_not_kept_and_strong_words_are() -> None:
     assert salience(text, mild) < salience(text, STRONG)
 
 
+def felt(confidence: float = 1.0, **axes: float) -> Affect:
+    return Affect.model_validate(
+        {"valence": 0, "intimacy": 0, "tension": 0, "confidence": confidence, **axes}
+    )
+
+
+def test_a_message_weighs_what_is_felt_in_it_as_surely_as_it_is_felt() -> None:
+    text = "the weather is grey again today"
+    for axis in ("valence", "intimacy", "tension"):
+        for sign in (-1, 1):
+            assert salience(text, felt(**{axis: sign * 0.9})) == pytest.approx(0.9)
+    assert salience(text, felt(0.5, valence=-0.9)) == pytest.approx(0.45)
+    assert to_keep(text, felt(0.2, valence=-0.9), None) is None
+
+
+def test_a_question_weighs_less_than_a_statement() -> None:
+    assert to_keep("I look like my mother", None, None) is not None
+    assert to_keep("do I look like my mother? ", None, None) is None
+
+
+async def test_only_what_has_left_the_prompt_is_recalled_and_no_more_than_asked(
+    tmp_path: Path,
+) -> None:
+    same = [f"my dog Rex and the {thing}" for thing in ("garden", "river", "winter")]
+    store, memory = await filled(tmp_path, same, [(1.0, 0.0)] * 3)
+    for vector in ((1.0, 0.0), None):
+        found = await memory.recall("s", "Rex", before_seq=2, at=5.0, vector=vector)
+        assert [one.seq for one in found] == [1]
+    more = Memory(MemorySettings(max_recalled=2, min_score=0.0), store)
+    assert len(await more.recall("s", "Rex", before_seq=4, at=5.0)) == 2
+    both = await more.recall("s", "Rex", before_seq=4, at=5.0, vector=(1.0, 0.0))
+    assert [one.by for one in both] == ["vector"] * 2, "its vector says more than its words"
+    await store.close()
+
+
+async def test_of_two_like_memories_the_newer_comes_first(tmp_path: Path) -> None:
+    store, _ = await filled(tmp_path, ["my dog Rex and the garden", "my dog Rex and the river"])
+    memory = Memory(MemorySettings(max_recalled=2, recency_half_life_days=30), store)
+    month = 30 * memories.DAY_S
+    await store.run(
+        lambda c: c.execute("UPDATE memories SET created_at = ? WHERE seq = 2", (month,))
+    )
+    found = await memory.recall("s", "Rex", before_seq=9, at=month)
+    assert [one.seq for one in found] == [2, 1]
+    share = memories.RECENCY_SHARE / 2
+    assert found[0].score - found[1].score == pytest.approx(share, abs=1e-4)
+    await store.close()
+
+
 @given(
     st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3),
     st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3),

@@ -204,3 +204,33 @@ def test_a_feeling_has_a_word() -> None:
     assert feeling({"valence": -0.5, "tension": -0.5}) == "numb"
     assert feeling({"valence": 0.5, "intimacy": -0.4}) == "pleased, distant"
     assert feeling({}) == "even"
+
+
+def test_a_bar_shows_where_a_score_is_in_its_range() -> None:
+    assert [view.bar(share, 4, "#-") for share in (0.0, 0.25, 1.0, 7.0, -1.0)] == [
+        "----", "#---", "####", "####", "----",
+    ]  # fmt: skip
+    shares = {row.name: row.share for row in rows_of(FULL)}
+    assert shares["valence"] == pytest.approx(0.2), "a score begins at -1"
+    assert shares["cortisol"] == pytest.approx(0.61), "a level begins at 0"
+
+
+def test_of_an_odd_number_of_levels_the_first_column_has_more() -> None:
+    few = {"affect": {"last": {}}, "hormones": {"a": 0.1, "b": 0.2, "c": 0.3}}
+    lines = [line.text.split() for line in view.upper(rows_of(few), width=60)]
+    assert [[word for word in line if word in "abc"] for line in lines] == [["a", "c"], ["b"]]
+
+
+def test_an_open_breaker_is_a_problem_and_failed_turns_are_a_warning() -> None:
+    snapshot = {"llm": {"breaker": "open"}, "turns": {"done": 3, "failed": 1}}
+    problem, turns = rows_of(snapshot)
+    assert (problem.text, problem.style) == ("the breaker of the llm is open", "bad")
+    assert (turns.text, turns.style) == ("3 done · 1 failed", "warn")
+    (fine,) = rows_of({"llm": {"breaker": "closed"}, "turns": {"done": 3, "failed": 0}})
+    assert fine.style == ""
+
+
+def test_a_side_model_that_was_never_asked_has_no_line() -> None:
+    silent = {"on_time": 0, "late": 0, "missed": 0, "down": 0,
+              "latency_ms": {"p50": 0.0, "p95": 0.0, "n": 0}}  # fmt: skip
+    assert rows_of({"affect": silent, "foresight": silent}) == []

@@ -8,7 +8,7 @@ import pytest
 
 from brain.errors import EXIT_CONFIG, ConfigError
 from brain.persona import list_personas, load_persona
-from brain.settings import config_dir, load_settings
+from brain.settings import config_dir, find_config, load_settings
 
 
 def test_the_shipped_file_says_the_defaults() -> None:
@@ -135,6 +135,81 @@ def test_what_cannot_be_a_path_is_one_line_that_names_the_key(
         load_settings(file, environ={})
     assert len(caught.value.problems) == 2  # together with every other mistake
     assert caught.value.problems[0].startswith(f"{file}: {key}: not a path: ")
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        ("[blend]\nsoft_deadline_ms = 800\nhard_deadline_ms = 799", "blend: hard_deadline_ms"),
+        ("[blend]\nadaptive_min_ms = 700\nadaptive_max_ms = 699", "blend: adaptive_max_ms"),
+        ('[llm]\nbase_url = "localhost:8080"', "llm: base_url must start with http"),
+        ('[sidecars.cahm]\nmode = "remote"', "sidecars.cahm: a remote sidecar needs url"),
+        ('[sidecars.cahm]\nurl = "cahm:8082"', "sidecars.cahm: url must start with http"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_one_line(
+    tmp_path: Path, section: str, complaint: str
+) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text(section)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ={})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{file}: {complaint}")
+
+
+def test_deadlines_may_be_the_same() -> None:
+    file = {"LIMBIC__BLEND__SOFT_DEADLINE_MS": "800", "LIMBIC__BLEND__HARD_DEADLINE_MS": "800",
+            "LIMBIC__BLEND__ADAPTIVE_MIN_MS": "700"}  # fmt: skip
+    blend = load_settings(None, environ=file).blend
+    assert blend.hard_deadline_ms == 800 and blend.adaptive_max_ms == 700
+
+
+def test_the_environment_speaks_toml_and_plain_words() -> None:
+    said = {"LIMBIC__BLEND__ADAPTIVE": "true", "LIMBIC__CHAT__PERSONA": "maverick",
+            "LIMBIC__SIDECARS__CAHM__ARGS": '["--threads", "1"]'}  # fmt: skip
+    settings = load_settings(None, environ=said)
+    assert settings.blend.adaptive is True and settings.chat.persona == "maverick"
+    assert settings.sidecar("cahm").args == ("--threads", "1")
+    assert load_settings(None, environ={}).sidecar("cahm").args == (), "defaults are not touched"
+
+
+def test_a_mistake_in_a_table_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "limbic.toml"
+    file.write_text("[blend]\nsoft_deadline_ms = 500\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, environ={"LIMBIC__BLEND": "{soft_deadline_ms = -1}"})
+    (problem,) = caught.value.problems
+    assert problem.startswith("environment LIMBIC__BLEND: blend.soft_deadline_ms: ")
+
+
+def test_without_the_chat_model_nothing_works_wherever_it_is() -> None:
+    for environ in ({}, {"LIMBIC__LLM__BASE_URL": "http://127.0.0.1:9/v1"}):
+        assert load_settings(None, environ=environ).sidecar("llm").required
+
+
+def test_data_and_logs_are_where_the_settings_or_the_desktop_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    plain = load_settings(None, environ={})
+    assert (plain.data_dir, plain.logs_dir) == (tmp_path / "limbic", tmp_path / "limbic" / "logs")
+    apart = load_settings(None, environ={"LIMBIC__PATHS__LOGS": str(tmp_path / "elsewhere")})
+    assert (apart.data_dir, apart.logs_dir) == (tmp_path / "limbic", tmp_path / "elsewhere")
+
+
+def test_a_file_is_named_by_the_command_then_the_environment_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIMBIC_CONFIG", raising=False)
+    assert find_config() is None
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "limbic.toml").touch()
+    assert find_config() == Path("config/limbic.toml")
+    monkeypatch.setenv("LIMBIC_CONFIG", "other.toml")
+    assert find_config() == Path("other.toml")
+    assert find_config("mine.toml") == Path("mine.toml")
 
 
 def test_two_personas_ship_and_differ() -> None:

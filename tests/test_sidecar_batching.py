@@ -58,7 +58,7 @@ async def test_a_full_queue_refuses() -> None:
     await asyncio.sleep(0)
     with pytest.raises(Shed) as refusal:
         await batcher.submit(3)
-    assert refusal.value.status == 429
+    assert refusal.value.status == 429 and refusal.value.retry_after_s == 1
     with pytest.raises(Shed):
         await batcher.submit_many([4, 5])
     held.allow(2)
@@ -112,6 +112,38 @@ async def test_a_wrong_number_of_results_is_an_error_and_not_a_mix_up() -> None:
     await batcher.close()
 
 
+async def test_a_client_that_leaves_during_its_batch_costs_its_neighbours_nothing() -> None:
+    held = Held()
+    batcher = MicroBatcher(held, name="t")
+    first = asyncio.create_task(batcher.submit(0))
+    await held.started()
+    leaves, stays = (asyncio.create_task(batcher.submit(n)) for n in (1, 2))
+    await asyncio.sleep(0)
+    held.allow()
+    assert await first == 0
+    await held.started()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    held.allow(2)
+    assert held.batches == [[0], [1, 2]]
+    assert await asyncio.wait_for(stays, PATIENCE_S) == 20
+    assert await asyncio.wait_for(batcher.submit(3), PATIENCE_S) == 30
+    await batcher.close()
+
+
+async def test_work_aside_comes_after_every_item_that_waits() -> None:
+    held = Held()
+    batcher = MicroBatcher(held, name="t", max_batch=1)
+    items = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
+    await held.started()
+    aside = asyncio.create_task(batcher.aside(lambda: [*held.batches]))
+    await asyncio.sleep(0)
+    held.allow(3)
+    assert await aside == [[0], [1], [2]]
+    assert await asyncio.gather(*items) == [0, 10, 20]
+    await batcher.close()
+
+
 async def test_closing_finishes_the_running_batch_and_refuses_the_rest() -> None:
     held = Held()
     batcher = MicroBatcher(held, name="t")
@@ -123,11 +155,13 @@ async def test_closing_finishes_the_running_batch_and_refuses_the_rest() -> None
     await asyncio.sleep(0)
     held.allow()
     await closing
-    assert await running == 10
+    assert running.done() and await running == 10
     with pytest.raises(Shed, match="stopping"):
         await waiting
     with pytest.raises(Shed, match="stopping"):
         await batcher.submit(3)
+    with pytest.raises(Shed, match="stopping"):
+        await batcher.aside(lambda: 4)
 
 
 async def test_many_items_of_one_request_come_back_in_order() -> None:

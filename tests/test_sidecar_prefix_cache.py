@@ -94,3 +94,43 @@ def test_a_model_failure_leaves_an_empty_sequence_that_works_again() -> None:
     assert cache.length == 0
     assert run(cache, [1, 2, 3]) == 0
     assert model.live == [1, 2, 3]
+
+
+def test_a_beginning_that_was_borrowed_counts_as_used() -> None:
+    model = ScriptedModel()
+    cache = PrefixCache(model, budget_bytes=2 * 10 * 50, worth_saving=10)
+    persona = [9] * 30
+    owner = persona + [1] * 20
+    for prompt in (owner, [2] * 50, [3] * 50, persona + [5] * 20, [4] * 50):
+        run(cache, prompt)
+    assert run(cache, owner) == 49, "the copy of the owner is newer than that of [3]"
+
+
+def test_what_was_cut_off_is_no_reason_to_keep_the_rest() -> None:
+    model = ScriptedModel()
+    cache = PrefixCache(model, budget_bytes=0, worth_saving=10)
+    run(cache, [1] * 50)
+    assert [(len(s.tokens), s.prompt_length) for s in cache.plan()] == [(50, 50)]
+    assert cache.adopt([1] * 5 + [2] * 50, reusable=54) == 5
+    assert cache.plan() == []
+
+
+@pytest.mark.parametrize(("can_truncate", "left"), [(True, 3), (False, 0)])
+def test_after_an_interruption_the_cache_knows_what_the_model_still_has(
+    can_truncate: bool, left: int
+) -> None:
+    model = ScriptedModel(can_truncate=can_truncate)
+    cache = PrefixCache(model, budget_bytes=0)
+    run(cache, [1, 2, 3])
+    model.interrupt()
+    assert not cache.extend([4, 5], logits=True)
+    assert cache.length == len(model.live) == left
+    model.rearm()
+    assert run(cache, [1, 2, 3, 4]) == left
+
+
+def test_a_cache_holds_what_its_live_sequence_begins_with() -> None:
+    cache = PrefixCache(ScriptedModel(), budget_bytes=0)
+    run(cache, [1, 2, 3])
+    assert cache.holds([1, 2, 3]) and cache.holds([1, 2]) and cache.holds([])
+    assert not cache.holds([1, 2, 3, 4]) and not cache.holds([1, 3]) and not cache.holds([2])

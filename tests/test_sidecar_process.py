@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import orjson
 import pytest
 
 from brain.schema import Hello, Progress, parse_wire
+from sidecars import process
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-only-the-parent-knows"
@@ -196,3 +198,79 @@ def test_a_sidecar_dies_with_its_parent() -> None:
     parent.communicate(timeout=20)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", hello.port), timeout=5)
+
+
+# What the allocator keeps of 40 pieces of 1 MB once all are freed, after one of 30 MB was;
+# and how many heaps it has once six threads have allocated at the same time.
+KEPT = """
+import ctypes, os, sys, threading
+from sidecars.process import bound_free_memory
+if sys.argv[1] == "bounded":
+    bound_free_memory()
+libc, size, MIB = ctypes.CDLL(None), ctypes.c_size_t(), 1 << 20
+libc.malloc.restype = libc.open_memstream.restype = ctypes.c_void_p
+pieces, text = (ctypes.c_void_p * 40)(), ctypes.c_char_p()
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+libc.free(ctypes.c_void_p(libc.malloc(30 * MIB)))
+before = resident()
+for i in range(40):
+    pieces[i] = libc.malloc(MIB)
+    ctypes.memset(pieces[i], 1, MIB)
+for i in range(40):
+    libc.free(ctypes.c_void_p(pieces[i]))
+kept = resident() - before
+together = threading.Barrier(6)
+def allocate():
+    together.wait()
+    piece = libc.malloc(100_000)
+    together.wait()
+    libc.free(ctypes.c_void_p(piece))
+threads = [threading.Thread(target=allocate) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+file = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(kept // MIB, text.value.count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_goes_back_and_threads_share_one_heap() -> None:
+    def kept(how: str) -> tuple[int, int]:
+        env = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES",)
+               and not k.startswith("MALLOC_")}  # fmt: skip
+        out = subprocess.run(
+            [sys.executable, "-c", KEPT, how], cwd=ROOT, env=env, capture_output=True, check=True
+        ).stdout
+        mib, heaps = map(int, out.split())
+        return mib, heaps
+
+    (mib, heaps), (mib_unbounded, heaps_unbounded) = kept("bounded"), kept("as it is")
+    assert mib <= 17 and heaps == 1
+    assert mib_unbounded >= 35 and heaps_unbounded > 1, "what it is there for"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's affinity and quota")
+@pytest.mark.parametrize(
+    ("said", "cores"),
+    [("max 100000\n", 8), ("200000 100000\n", 2), ("250000 100000\n", 2), ("50000 100000\n", 1),
+     ("1600000 100000\n", 8), ("nonsense", 8), (None, 8)],
+)  # fmt: skip
+def test_a_containers_quota_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(process, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    if said is not None:
+        (tmp_path / "cpu.max").write_text(said)
+    assert process.available_cores() == cores
+
+
+def test_the_parents_token_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBIC_SIDECAR_TOKEN", TOKEN)
+    assert process.take_managed_token() == TOKEN
+    assert process.take_managed_token() is None
+    assert "LIMBIC_SIDECAR_TOKEN" not in os.environ

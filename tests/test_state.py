@@ -16,9 +16,11 @@ from brain.persona import load_persona
 from brain.schema import Affect
 from brain.settings import load_settings
 from brain.state import (
+    DAY_S,
     Event,
     HormoneModel,
     HormoneState,
+    Level,
     advance,
     affect_event,
     late_weight,
@@ -89,6 +91,46 @@ def test_a_weaker_event_moves_less(
         assert abs(weak_step) <= abs(strong_step) + 1e-12
 
 
+@pytest.mark.parametrize("half_life_s", [60.0, 3_600.0, 40_000.0])
+def test_a_daily_rhythm_solves_its_equation(half_life_s: float) -> None:
+    level = Level(baseline=0.5, half_life_s=half_life_s, circadian_amplitude=0.3,
+                  circadian_peak_hour=22)  # fmt: skip
+    rate, at, x, dt = math.log(2) / half_life_s, 5_000.0, 0.9, 20.0
+    while at < 60_000.0:  # x' = rate (b(t) - x), b highest at 22 h; the midpoint rule
+        b = 0.5 + 0.3 * math.cos(2 * math.pi * (at + dt / 2 - 22 * 3_600) / DAY_S)
+        middle = x + rate * (b - x) * dt / 2
+        x, at = x + rate * (b - middle) * dt, at + dt
+    assert level.decay(0.9, 5_000.0, at - 5_000.0) == pytest.approx(x, abs=1e-3)
+
+
+@given(states, seconds, st.lists(events, min_size=1, max_size=3))
+def test_events_meet_the_levels_of_their_own_moment(
+    state: HormoneState, dt: float, happened: list[Event]
+) -> None:
+    later = advance(MODEL, state, dt_s=dt)
+    assert close(advance(MODEL, state, dt_s=dt, events=happened),
+                 advance(MODEL, later, events=happened))  # fmt: skip
+
+
+def test_at_rest_no_coupling_changes_a_gain() -> None:
+    rest = MODEL.initial(12_345.0)
+    for trigger in ("valence", "intimacy", "tension", "surprise", "message"):
+        after = advance(MODEL, rest, events=[Event(triggers={trigger: 1.0})])
+        for name, gain in MODEL.gains[trigger].items():
+            x = rest.levels[name]
+            wanted = x + gain * (1 - x) if gain > 0 else x + gain * x
+            assert after.levels[name] == pytest.approx(wanted), (trigger, name)
+
+
+def test_a_level_new_to_a_session_starts_at_rest_and_an_unknown_one_goes() -> None:
+    old = HormoneState(levels={"dopamine": 0.9, "gone": 0.5}, at_s=1_000.0)
+    now = advance(MODEL, old, dt_s=60.0)
+    rest = MODEL.initial(1_060.0)
+    assert set(now.levels) == set(NAMES) and now.levels["dopamine"] > rest.levels["dopamine"]
+    for name in set(NAMES) - {"dopamine"}:
+        assert now.levels[name] == pytest.approx(rest.levels[name]), name
+
+
 def test_affect_moves_the_levels_that_the_design_names() -> None:
     rest = MODEL.initial()
     warm = Affect(valence=0.9, intimacy=0.9, tension=-0.5, confidence=1.0)
@@ -137,6 +179,14 @@ def test_late_affect_loses_weight_with_age_and_expires(a: float, b: float) -> No
     weigh = [late_weight(age, half_life_s=60, max_age_s=300) for age in (young, old)]
     assert 1.0 >= weigh[0] >= weigh[1] >= 0.0
     assert (weigh[1] == 0.0) == (old > 300)
+
+
+def test_what_came_late_counts_half_after_one_half_life() -> None:
+    weight = late_weight(60.0, half_life_s=60, max_age_s=300)
+    felt = Affect(valence=0.5, intimacy=0, tension=0, confidence=0.8)
+    assert weight == pytest.approx(0.5)
+    assert affect_event(felt, weight=weight).weight == pytest.approx(0.4)
+    assert surprise_event(1.0, weight=weight).weight == pytest.approx(0.5)
 
 
 def test_a_clock_that_went_backwards_counts_as_no_time() -> None:
@@ -266,3 +316,58 @@ def left(now: HormoneState, then: HormoneState, name: str) -> float:
     """The share of a level's distance from rest that is left."""
     rest = MODEL.levels[name].baseline
     return (now.levels[name] - rest) / (then.levels[name] - rest)
+
+
+async def test_levels_taken_back_are_aged_to_now_and_no_further() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    earlier = engine.peek([Event(triggers={"tension": 1.0})])
+    await clock.advance(600)
+    await engine.restore(earlier)
+    wanted = advance(MODEL, earlier, dt_s=600).levels
+    assert engine.state.levels == pytest.approx(wanted)
+    assert engine.peek().levels == pytest.approx(wanted)
+
+
+async def test_time_that_has_passed_does_not_pass_again() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    await engine.register_event(Event(triggers={"tension": 1.0}))
+    before = engine.state
+    await clock.advance(600)
+    assert engine.peek().levels == pytest.approx(advance(MODEL, before, dt_s=600).levels)
+    ticked = await engine.tick()
+    assert ticked.levels == pytest.approx(advance(MODEL, before, dt_s=600).levels)
+    assert engine.peek() == ticked
+
+
+async def test_another_model_goes_on_from_the_levels_of_now() -> None:
+    clock = ManualClock()
+    engine = StateEngine(MODEL, clock=clock)
+    await engine.register_event(Event(triggers={"tension": 1.0}))
+    await clock.advance(600)
+    calmer = MODEL.merged({"levels": {"adrenaline": {"baseline": 0.05}}})
+    assert engine.under(calmer).state.levels == pytest.approx(engine.peek().levels)
+
+
+@pytest.mark.parametrize("offset_h", [-8, 0, 11])
+async def test_the_day_of_the_levels_is_this_machines_own(
+    monkeypatch: pytest.MonkeyPatch, offset_h: int
+) -> None:
+    monkeypatch.setattr("brain.state_engine.utc_offset_s", lambda at: offset_h * 3_600.0)
+    clock = ManualClock()
+    here = MODEL.initial(clock.time() + offset_h * 3_600.0)
+    engine = StateEngine(MODEL, clock=clock)
+    assert engine.state == here
+    await engine.restore(here)
+    assert engine.state == here
+    assert StateEngine(MODEL, clock=clock, restored=here).state == here
+
+
+def test_after_a_clock_set_back_the_new_date_counts() -> None:
+    clock = ManualClock()
+    before = MODEL.initial(StateEngine(MODEL, clock=clock).state.at_s)
+    clock.set_time(clock.time() - 9 * 3_600)
+    back = StateEngine(MODEL, clock=clock, restored=before).state
+    assert back.levels == before.levels
+    assert back.at_s == pytest.approx(before.at_s - 9 * 3_600)

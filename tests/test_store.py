@@ -116,6 +116,65 @@ async def test_late_affect_is_attributed_to_its_own_turn_once(store: Store) -> N
     assert turn.affect == AFFECT
 
 
+async def test_a_reply_that_broke_off_takes_its_late_affect_too(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    seq = await say(store, 1, affect=None, status="partial")
+    assert await store.add_late_affect("s", seq, AFFECT)
+    (turn,) = (await store.load_session("s", persona="companion", at=0)).turns
+    assert (turn.status, turn.affect) == ("partial", AFFECT)
+
+
+async def test_a_memory_may_gain_weight_and_never_loses_any(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    for number, (first, late) in enumerate(((0.3, 0.9), (0.9, 0.3)), start=1):
+        seq = await say(store, number, affect=None, memory=NewMemory(text="x", weight=first))
+        await store.add_late_affect("s", seq, AFFECT, memory=NewMemory(text="x", weight=late))
+    assert await store.run(_rows, "SELECT seq, weight FROM memories") == [(1, 0.9), (2, 0.9)]
+
+
+async def test_a_turn_that_foresees_nothing_leaves_what_was_remembered(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 1, foresight=b"one")
+    await say(store, 2)
+    assert (await store.load_session("s", persona="companion", at=0)).foresight == b"one"
+
+
+async def test_what_is_committed_or_taken_back_cannot_be_given_up_or_said_again(
+    store: Store,
+) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    seq = await say(store, 1)
+    await store.abandon_turn("s", seq, status="cancelled", reply="", record={}, error=None, at=2.0)
+    assert (await store.begin_turn("s", "t1", "words 1", at=3.0)).status == "done"
+    await store.undo("s")
+    again = await store.begin_turn("s", "t1", "words 1", at=4.0)
+    assert (again.status, again.reply) == ("undone", "reply 1")
+
+
+async def test_a_message_that_was_left_or_refused_does_not_wait_for_an_answer(
+    store: Store,
+) -> None:
+    await store.load_session("s", persona="companion", at=0)
+    for status in ("cancelled", "failed"):
+        begun = await store.begin_turn("s", status, "hello?", at=1.0)
+        await store.abandon_turn(
+            "s", begun.seq, status=status, reply="", record={}, error=None, at=2.0
+        )
+        assert (await store.load_session("s", persona="companion", at=3)).unanswered is None
+    await say(store, 3, status="partial")
+    assert (await store.load_session("s", persona="companion", at=3)).unanswered is None
+
+
+async def test_sessions_are_listed_with_the_newest_first(store: Store) -> None:
+    await store.load_session("empty", persona="maverick", at=5.0)
+    await store.load_session("s", persona="companion", at=0)
+    await say(store, 7)
+    await store.load_session("old", persona="companion", at=0.5)
+    assert await store.sessions() == [
+        ("empty", "maverick", 0, 5.0), ("s", "companion", 1, 1.0), ("old", "companion", 0, 0.5),
+    ]  # fmt: skip
+
+
 async def test_undo_takes_back_turn_state_and_memory(store: Store) -> None:
     await store.load_session("s", persona="companion", at=0)
     await say(store, 1)
@@ -167,6 +226,43 @@ async def test_requests_that_wait_together_share_one_commit_and_no_fate(store: S
     assert statements.count("COMMIT") == 1
     stored = await store.run(_rows, "SELECT turn_id FROM turns WHERE status='begun'")
     assert sorted(stored) == [("t2",), ("t3",)]
+
+
+async def test_of_a_request_that_fails_halfway_nothing_is_kept(store: Store) -> None:
+    await store.load_session("s", persona="companion", at=0)
+
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE sessions SET persona='maverick'")
+        raise ValueError("halfway")
+
+    failed, begun = await asyncio.gather(
+        store.run(half), store.begin_turn("s", "t1", "one", at=1.0), return_exceptions=True
+    )
+    assert isinstance(failed, ValueError) and not isinstance(begun, BaseException)
+    with pytest.raises(ValueError, match="halfway"):
+        await store.run(half)
+    record = await store.load_session("s", persona="companion", at=2.0)
+    assert record.persona == "companion" and record.unanswered == "one"
+
+
+async def test_what_went_wrong_together_is_not_the_answer_of_what_works_alone(
+    store: Store,
+) -> None:
+    tries: list[int] = []
+
+    def works_alone(connection: sqlite3.Connection) -> str:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise ValueError("not in company")
+        return "done"
+
+    def refused(connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT nothing FROM nowhere")
+
+    answer, error = await asyncio.gather(
+        store.run(works_alone), store.run(refused), return_exceptions=True
+    )
+    assert answer == "done" and isinstance(error, StoreError)
 
 
 async def test_a_request_that_the_disk_refuses_takes_no_other_with_it(store: Store) -> None:

@@ -45,6 +45,21 @@ def test_ends_spread_wider_than_the_window_are_not_a_crash_loop() -> None:
     assert not any(rules.ended(now=n * 7.0, ready_s=5.0).degraded for n in range(50))
 
 
+def test_the_last_moment_of_the_window_counts() -> None:
+    rules = policy()
+    outcomes = [rules.ended(now=n * 6.0, ready_s=5.0).degraded for n in range(6)]
+    assert outcomes == [False] * 5 + [True]
+
+
+def test_a_person_who_restarts_gives_a_fresh_start() -> None:
+    rules = policy()
+    for n in range(5):
+        rules.ended(now=float(n), ready_s=0.5)
+    rules.reset()
+    first = rules.ended(now=5.0, ready_s=0.5)
+    assert (first.delay_s, first.degraded) == (0.0, False)
+
+
 def test_a_child_that_never_becomes_ready_degrades_however_slowly_it_fails() -> None:
     rules = policy()
     outcomes = [rules.ended(now=n * 1_000.0, ready_s=None).degraded for n in range(6)]
