@@ -24,7 +24,7 @@ lint: develop     ## ruff, mypy and the import rules
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [ENCODER=folder] [ROUNDS=3] [QUICK=1]
+affect-head: develop  ## Remake the affect head: make affect-head DATA=folder OUT=folder [ENCODER=folder] [ROUNDS=4] [QUICK=1]
 	@.venv/bin/python -m trainers.affect.head.reproduce $(if $(ENCODER),--encoder $(ENCODER)) $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick)
 
 affect-generative: develop  ## Make the generative head and its table: DATA=folder OUT=folder [QUICK=1]

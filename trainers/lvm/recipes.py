@@ -79,7 +79,8 @@ def mistakes(kind: type, values: dict[str, Any], path: Path) -> list[str]:
     for name, given in values.items():
         if name not in known:
             continue
-        field_, wanted = known[name], str
+        field_ = known[name]
+        wanted: type = str
         if field_.default is not MISSING:
             wanted = type(field_.default)
         elif field_.default_factory is not MISSING:

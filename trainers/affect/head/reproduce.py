@@ -36,7 +36,7 @@ QUICK = (
 QUICK_ROWS = 1000
 FULL = ("--student-steps", "1600")
 VARIANTS = 1
-ROUNDS = 3  # of distillation; each starts where the one before ended
+ROUNDS = 4  # of distillation; each starts where the one before ended
 # What a further round does differently: more messages that nobody labelled, and no half way back.
 AGAIN = (
     "--steps", "540", "--pool", "50", "--emobank", "10", "--xed", "6", "--goemotions", "14",
