@@ -340,7 +340,7 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
                           decorrelation_rows=4, ema=0.5)  # fmt: skip
     monkeypatch.setattr(train, "load_minilm", lambda *_: small_minilm())
     monkeypatch.setattr(train.curves, "draw", lambda run: None)
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
 
     def fit(name: str) -> dict[str, torch.Tensor]:
         run = tmp_path / name
@@ -370,7 +370,7 @@ def test_a_teacher_is_not_trained_anew_when_a_kill_came_before_its_answers_were_
     for module in (train, network):
         monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
     monkeypatch.setattr(train.curves, "draw", lambda run: None)
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
     file, run = saved(prepared(per_part=96), tmp_path / "set.npz"), tmp_path / "run"
     options = ["--data", str(file), "--out", str(run), "--device", "cpu", "--teachers", "1",
                "--steps", "3", "--student-steps", "1", "--pool", "2", "--emobank", "0",
@@ -389,7 +389,7 @@ def test_a_teacher_is_not_trained_anew_when_a_kill_came_before_its_answers_were_
     monkeypatch.setattr(train.Sampler, "labelled",
                         lambda self, step: made.append(step) or labelled(self, step))  # fmt: skip
     assert train.main(options) == 0
-    assert made == [2, 0] and not list(run.glob("*.ckpt"))  # the teacher's last, the student's one
+    assert made == [0] and not list(run.glob("*.ckpt"))  # the student's one
 
 
 def test_a_set_without_published_emotions_or_questions_trains_and_their_figures_are_unknown() -> (
@@ -420,13 +420,9 @@ def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
         for module in (train, network):
             monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
     data = prepared(per_part=96)
-    file = saved(data, tmp_path / "set.npz")
-    options = ["--data", str(file), "--out", str(tmp_path / "run"), "--device", "cpu",
-               "--mode", mode, "--teachers", "1", "--steps", "2", "--student-steps", "2",
-               "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",
-               "0", "--semeval", "0", "--chat", "2", "--decorrelation-rows", "4"]  # fmt: skip
-    assert train.main(options) == 0
     run = tmp_path / "run"
+    options = short_run(saved(data, tmp_path / "set.npz"), run, mode, steps=2)
+    assert train.main(options) == 0
     first = (run / "head.safetensors").read_bytes()
     steps = len((run / "log.jsonl").read_text().splitlines())
     assert {"teacher0.json", "student.json", "recipe.json"} <= {p.name for p in run.iterdir()}
@@ -436,3 +432,49 @@ def test_teachers_then_a_student_and_a_repeat_trains_nothing_again(
     assert len((run / "log.jsonl").read_text().splitlines()) == steps
     said = train.predict(rebuild(run / "head.safetensors", data), data, np.arange(4), "cpu")
     assert np.isfinite(said["axes"][:4]).all()
+
+
+def short_run(file: Path, run: Path, mode: str, *, steps: int) -> list[str]:
+    """The options of a run with one teacher that takes next to no time."""
+    return ["--data", str(file), "--out", str(run), "--device", "cpu",
+            "--mode", mode, "--teachers", "1", "--steps", str(steps), "--student-steps", str(steps),
+            "--pool", "4", "--emobank", "2", "--intimacy", "2", "--goemotions", "2", "--xed",
+            "0", "--semeval", "0", "--chat", "2", "--decorrelation-rows", "4"]  # fmt: skip
+
+
+def test_a_run_killed_while_training_or_before_its_results_are_kept_trains_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (train, network):
+        monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
+    run = tmp_path / "run"
+    options = short_run(saved(prepared(per_part=96), tmp_path / "set.npz"), run, "frozen", steps=3)
+
+    def logged() -> list[tuple[str, int]]:
+        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        return [(line["model"], line["step"]) for line in lines]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "report", killed)  # trained, and predicted what nobody has written yet
+        with pytest.raises(KeyboardInterrupt):
+            train.main(options)
+    assert logged() == [("teacher0", 0), ("teacher0", 2)]
+    log = train.log
+
+    def killed_at_the_end(run: Path, name: str, step: int, *more: Any) -> None:
+        if (name, step) == ("student", 2):
+            raise KeyboardInterrupt
+        log(run, name, step, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "log", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(options)
+    assert logged()[2:] == [("student", 0)]
+    assert train.main(options) == 0
+    assert logged()[3:] == [("student", 2)]
+    assert not list(run.glob("*.ckpt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,16 @@ def test_a_missing_file_is_refused_before_anything_is_read(
     with pytest.raises(SystemExit) as end:
         prepare.main(argv)
     assert end.value.code == 2 and f"{gone}: not found" in capsys.readouterr().err
+
+
+def test_gold_among_the_training_rows_and_a_folder_without_a_set_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--set", str(tmp_path), "--out", str(tmp_path / "a.npz")]
+    assert prepare.main(argv) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no training rows; make the set")
+    shutil.copy(prepare.POOL / "gold.jsonl", tmp_path / "train.jsonl")
+    assert prepare.main(argv) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}: training rows") and said.count("\n") == 1
+    assert not (tmp_path / "a.npz").exists()

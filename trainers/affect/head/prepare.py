@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sidecars.onnx_text import TOKENIZER_FILE
+from trainers.affect.errors import DataError
 from trainers.affect.gold import GoldGuard, text_key
 from trainers.affect.head.arrays import AXES, MAX_TOKENS, PARTS, SOURCES, TAGS, digest_of
 from trainers.affect.head.texts import write_texts
@@ -62,11 +64,20 @@ def main(argv: list[str] | None = None) -> int:
     for path in (args.folder, *args.chat, *args.prose):
         if not path.exists():
             parser.error(f"{path}: not found")
-    auxiliary = load_part(args.folder, "auxiliary")
-    table = _rows(args.folder, auxiliary)
-    if args.most:
-        table = _some(table, args.most, args.seed)
-    GoldGuard.load(POOL).refuse(table.filter(pl.col("part") == "train"), "training rows")
+    try:
+        auxiliary = load_part(args.folder, "auxiliary")
+        table = _rows(args.folder, auxiliary)
+        if args.most:
+            table = _some(table, args.most, args.seed)
+        training = table.filter(pl.col("part") == "train")
+        GoldGuard.load(POOL).refuse(training, f"{args.folder}: training rows")
+        if not training.height:
+            raise DataError(
+                f"{args.folder}: no training rows; make the set with `limbic data build`"
+            )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     if unknown := sorted(set(table["source"]) - set(SOURCES)):
         parser.error(
             f"{args.folder}: the head learns nothing from rows of source {unknown[0]!r}; build the"

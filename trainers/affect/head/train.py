@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,8 +34,8 @@ from trainers.affect.head.vectors import pooled_vectors
 from trainers.encoder.minilm import MiniLM, load_minilm
 
 TARGETS = ("axes", "shares", "tags", "emotions", "film", "intensity", "weight", "source", "weak")
-SAVE_EVERY = 500  # steps that a kill costs at most
 DEV_EVERY = 200  # steps between looks at dev, which are for the curves alone
+SAVE_S = 120.0  # seconds of training that a kill may cost: hundreds of steps, or a few
 MODES = ("full", "lora", "frozen")
 RESULTS = ("teacher*.npz", "*.ckpt", "head.safetensors")  # of one recipe, set and encoder
 OUTPUTS = ("axes", "arousal", "tags", "emotions", "film", "intensity")
@@ -64,6 +65,21 @@ class Recipe:
     decorrelation_rows: int = 256
     ema: float = 0.995
     imitation: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that no run can have."""
+        wrong = [
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in asdict(self).items()
+            if not isinstance(value, str) and not 0 <= value < inf
+        ]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: at least 0")
+        if not (self.pool or self.emobank or self.intimacy or self.goemotions or self.xed
+                or self.semeval):  # fmt: skip
+            raise ValueError("no labelled rows a step: give --pool or another source rows")
+        if self.decorrelation and self.decorrelation_rows < 3:
+            raise ValueError(f"--decorrelation-rows {self.decorrelation_rows}: at least 3")
 
 
 class Sampler:
@@ -147,8 +163,8 @@ def fit(
     vectors: NDArray[np.float32] | None = None,
 ) -> AffectNet:
     """Train one head; logs to ``run/log.jsonl``, resumes from ``run/NAME.ckpt``; returns the
-    average of the weights over the steps (EMA). ``vectors`` [N, 384] stand for a frozen encoder.
-    The checkpoint is the caller's to remove, once what the head is for is kept."""
+    average of the weights over the steps (EMA). The checkpoint stays until its caller has kept what
+    came of it (``done_with``). ``vectors`` [N, 384] stand for a frozen encoder."""
     torch.manual_seed(seed)
     net = net.to(device)
     sampler = Sampler(data, recipe, seed)
@@ -169,7 +185,7 @@ def fit(
         schedule.load_state_dict(saved["schedule"])
         average, first = saved["average"], saved["step"]
         set_noise(saved.get("noise"))
-    started = time.monotonic()
+    started = saved_at = time.monotonic()
     for step in range(first, steps):
         net.train()
         rows = sampler.labelled(step)
@@ -203,10 +219,11 @@ def fit(
             if step % DEV_EVERY == 0 or last:
                 dev = dev_r(net, data, device, vectors)
             log(run, name, step, float(loss.detach()), started, dev)
-        if step % SAVE_EVERY == SAVE_EVERY - 1 and not last:
+        if last or time.monotonic() - saved_at >= SAVE_S:
             save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                "schedule": schedule.state_dict(), "average": average,
                                "step": step + 1, "noise": noise()})  # fmt: skip
+            saved_at = time.monotonic()
     net.load_state_dict(average, strict=False)
     curves.draw(run)
     return net.eval()
@@ -285,18 +302,19 @@ def main(argv: list[str] | None = None) -> int:
     for field, value in asdict(defaults).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
     args = parser.parse_args(argv)
-    recipe = Recipe(**{field: getattr(args, field) for field in asdict(defaults)})
+    try:
+        recipe = Recipe(**{field: getattr(args, field) for field in asdict(defaults)})
+    except ValueError as error:
+        parser.error(str(error))
     if recipe.mode not in MODES:
         parser.error(f"mode {recipe.mode!r}: choose {', '.join(MODES)}")
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if recipe.pool < 1 and recipe.mode == "frozen" and recipe.decorrelation:
         # The term draws rows of the pool, which have vectors only where they may be drawn.
         parser.error(f"--pool {recipe.pool}: at least 1, or --decorrelation 0")
     if args.lexicon and not args.compare:
         parser.error("--lexicon is for --compare")
     try:
+        device = runs.device_of(args.device)
         data = Prepared.load(args.data)
         if args.lexicon:
             read_lexicon(args.lexicon)
@@ -311,8 +329,11 @@ def main(argv: list[str] | None = None) -> int:
     header = {"recipe": asdict(recipe), "data": data.digest, "weights": weights, "device": device}
     if problem := runs.another(run, header, RESULTS):
         parser.error(problem)
-    if not runs.held(run, RESULTS):  # else they were made with what is written there
-        runs.write_header(run, header)
+    try:
+        if not runs.held(run, RESULTS):  # else they were made with what is written there
+            runs.write_header(run, header)
+    except OSError as error:
+        parser.error(f"{run}: cannot be written: {error.strerror}")
     labelled = Sampler(data, recipe, recipe.seed).rows
     rows = np.concatenate([measured_rows(data), labelled])
     if recipe.teachers:
@@ -331,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
                 name=f"teacher{i}", seed=seed, steps=recipe.steps, device=device, vectors=vectors,
             )  # fmt: skip
             if bad := runs.not_finite(net.state_dict()):
-                (run / f"teacher{i}.ckpt").unlink(missing_ok=True)
+                done_with(run, f"teacher{i}")
                 parser.exit(1, f"{parser.prog}: teacher{i} not kept, {bad} is not finite\n")
             outputs = predict(net, data, rows, device, vectors=vectors)
             report(run, f"teacher{i}", data, outputs)
@@ -339,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
             halves: dict[str, Any] = {k: v.astype(np.float16) for k, v in outputs.items()}
             np.savez(part, **halves)
             part.replace(kept)
-            (run / f"teacher{i}.ckpt").unlink(missing_ok=True)
+        done_with(run, f"teacher{i}")
         with np.load(kept) as file:
             one = {k: file[k].astype(np.float32) for k in file.files}
         total = one if total is None else {k: total[k] + one[k] for k in total}
@@ -363,9 +384,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             runs.save_head(final, net.state_dict())
         except ValueError as error:
+            done_with(run, "student")
             parser.exit(1, f"{parser.prog}: {error}\n")
-        finally:
-            (run / "student.ckpt").unlink(missing_ok=True)
+    done_with(run, "student")
     outputs = predict(net, data, measured_rows(data), device, vectors=vectors)
     report(run, "student", data, outputs)
     if args.compare:
@@ -459,6 +480,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def done_with(run: Path, name: str) -> None:
+    """Remove the checkpoint of a model whose results are kept, or are not worth keeping."""
+    (run / f"{name}.ckpt").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
