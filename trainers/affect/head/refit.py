@@ -35,7 +35,7 @@ from trainers.affect.head.served import opened, run_onnx
 from trainers.encoder.float_graph import write_float_graph
 from trainers.encoder.manifest import write_manifest
 
-HEAD = "net.tags.weight_Transposed"  # any head: its other input is the pooled vector
+HEAD = "net.tags.weight"  # any head: its other input is the pooled vector
 POOLED, AROUSAL = "pooled", "arousal"
 FOLDS = 5
 PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
