@@ -193,7 +193,7 @@ class Sessions:
         A cancellation that comes meanwhile comes after: what the store has is what is talked on.
         """
         async with self.claim(session_id) as session:
-            return await _whole(self._take_back(session))
+            return await _shielded(self._take_back(session))
 
     async def _take_back(self, session: Session) -> str | None:
         undone = await self._store.undo(session.session_id, rewound=rewound)
@@ -222,7 +222,7 @@ class Sessions:
         async with self.claim(session_id) as session:
             if session.persona == persona:
                 return persona  # nothing changes, and what was evaluated still holds
-            await _whole(self._change_persona(session, name, persona))
+            await _shielded(self._change_persona(session, name, persona))
         return persona
 
     async def _change_persona(self, session: Session, name: str, persona: Persona) -> None:
@@ -290,7 +290,7 @@ class Sessions:
                 surplus -= 1
 
 
-async def _whole(work: Coroutine[Any, Any, T]) -> T:
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
     """The result of work that must not stop halfway; a cancellation is raised when it is done."""
     task = asyncio.create_task(work)
     try:

@@ -84,7 +84,7 @@ class StateEngine:
             return state
 
     async def restore(self, state: HormoneState) -> None:
-        """Replace the levels by an earlier record (undo), aged to now."""
+        """Replace the levels by an earlier record, aged to now."""
         async with self._lock:
             self._state = self._aged(state, None)
             self._mark = self._clock.uptime()

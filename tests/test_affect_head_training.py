@@ -364,34 +364,6 @@ def test_a_stopped_run_ends_where_a_whole_one_does(
     assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
 
 
-def test_a_teacher_is_not_trained_anew_when_a_kill_came_before_its_answers_were_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (train, network):
-        monkeypatch.setattr(module, "load_minilm", lambda *_: small_minilm())
-    monkeypatch.setattr(train.curves, "draw", lambda run: None)
-    monkeypatch.setattr(train, "SAVE_S", 0.0)
-    file, run = saved(prepared(per_part=96), tmp_path / "set.npz"), tmp_path / "run"
-    options = ["--data", str(file), "--out", str(run), "--device", "cpu", "--teachers", "1",
-               "--steps", "3", "--student-steps", "1", "--pool", "2", "--emobank", "0",
-               "--intimacy", "0", "--goemotions", "0", "--chat", "1", "--decorrelation",
-               "0"]  # fmt: skip
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(train, "report", killed)
-        train.main(options)
-    assert [p.name for p in run.glob("*.ckpt")] == ["teacher0.ckpt"]
-    made: list[int] = []
-    labelled = train.Sampler.labelled
-    monkeypatch.setattr(train.Sampler, "labelled",
-                        lambda self, step: made.append(step) or labelled(self, step))  # fmt: skip
-    assert train.main(options) == 0
-    assert made == [0] and not list(run.glob("*.ckpt"))  # the student's one
-
-
 def test_a_set_without_published_emotions_or_questions_trains_and_their_figures_are_unknown() -> (
     None
 ):
@@ -463,6 +435,7 @@ def test_a_run_killed_while_training_or_before_its_results_are_kept_trains_on_fr
         with pytest.raises(KeyboardInterrupt):
             train.main(options)
     assert logged() == [("teacher0", 0), ("teacher0", 2)]
+    assert [p.name for p in run.glob("*.ckpt")] == ["teacher0.ckpt"]
     log = train.log
 
     def killed_at_the_end(run: Path, name: str, step: int, *more: Any) -> None:

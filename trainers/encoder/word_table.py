@@ -1,8 +1,7 @@
 """A graph's table of word vectors as int8, with a scale for every row.
 
 Rows differ: the largest value of MiniLM's table is six times what a row has for its largest in the
-middle of the table, so one scale for all costs six times the error of a scale each (root mean
-square, relative: .043 and .007).
+middle of the table, so one scale for all costs six times the error of a scale each.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from torch import nn
 
 from trainers.affect.head import curves, runs, train
 from trainers.affect.head.arrays import PARTS, SOURCES, Prepared
+from trainers.affect.head.checkpoints import done_with, rng_state, save, set_rng_state
 from trainers.affect.head.distil_teachers import (
     LATER_ROUND,
     STUDENT_ONLY,
@@ -95,7 +96,7 @@ def student(
         net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
         average, first = saved["average"], saved["step"]
-        train.set_noise(saved.get("noise"))
+        set_rng_state(saved.get("rng"))
     began = time.monotonic()
     for step in range(first, recipe.steps):
         net.train()
@@ -127,9 +128,9 @@ def student(
             dev = train.dev_r(net, data, device) if look else None
             train.log(run, "student", step, float(loss.detach()), began, dev)
         if step % SAVE_EVERY == SAVE_EVERY - 1 and not last:
-            train.save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
-                                    "average": average, "step": step + 1,
-                                    "noise": train.noise()})  # fmt: skip
+            save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
+                              "average": average, "step": step + 1,
+                              "rng": rng_state()})  # fmt: skip
     net.load_state_dict(average)
     curves.draw(run)
     return net.eval()
@@ -288,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
             runs.save_head(final, net.state_dict())
         except ValueError as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
-        (run / "student.ckpt").unlink(missing_ok=True)
+        done_with(run, "student")
     net = start_head(final, data).to(device).eval()
     said = train.predict(net, data, train.measured_rows(data), device, batch=128)
     train.report(run, "student", data, said)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from trainers.affect.head import curves, measure, runs
 from trainers.affect.head.arrays import AXES, Prepared
+from trainers.affect.head.checkpoints import done_with, rng_state, save, set_rng_state
 from trainers.affect.head.losses import decorrelation, imitate, supervised
 from trainers.affect.head.measure import Outputs
 from trainers.affect.head.network import AffectNet, Predicted, rebuild
@@ -184,7 +185,7 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
         average, first = saved["average"], saved["step"]
-        set_noise(saved.get("noise"))
+        set_rng_state(saved.get("rng"))
     started = saved_at = time.monotonic()
     for step in range(first, steps):
         net.train()
@@ -222,7 +223,7 @@ def fit(
         if last or time.monotonic() - saved_at >= SAVE_S:
             save(checkpoint, {"net": net.state_dict(), "optimiser": optimiser.state_dict(),
                                "schedule": schedule.state_dict(), "average": average,
-                               "step": step + 1, "noise": noise()})  # fmt: skip
+                               "step": step + 1, "rng": rng_state()})  # fmt: skip
             saved_at = time.monotonic()
     net.load_state_dict(average, strict=False)
     curves.draw(run)
@@ -455,36 +456,6 @@ def dev_r(
         axis: round(measure.pearson(found["axes"][rows, i], data.axes[rows, i]), 4)
         for i, axis in enumerate(AXES)
     }
-
-
-def noise() -> dict[str, Tensor]:
-    """Where the random numbers of dropout are, for a checkpoint: a run that goes on from it drops
-    what it would have dropped."""
-    found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
-
-
-def set_noise(state: dict[str, Tensor] | None) -> None:
-    """Go on from ``noise``; checkpoints of earlier versions hold none."""
-    if state is None:
-        return
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint, whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
-def done_with(run: Path, name: str) -> None:
-    """Remove the checkpoint of a model whose results are kept, or are not worth keeping."""
-    (run / f"{name}.ckpt").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
