@@ -167,6 +167,8 @@ class TextModel:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Threads would otherwise spin on after an answer, on cores that the chat model needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # Batches differ in shape: an arena would keep the largest one ever seen resident.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
